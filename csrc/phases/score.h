@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Scores of patches, as ordered keys: the CLS token's attention summed over heads in ascending
+// order, in float32. From attention rows each element is read once; from queries and keys the
+// softmax over all N keys comes first, e^(x - max) / sum, without a matrix of it.
+#pragma once
+
+#include "../group.h"
+#include "../picture.h"
+#include "../scalar.h"
+#include "region.h"
+
+namespace hired {
+inline namespace HIRED_ISA {
+
+// keys [T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits on every backend.
+template <class Group, class Scalar>
+HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
+                              int64_t stride_t, int64_t H, int32_t T, uint32_t* keys) {
+  constexpr int kWidth = Group::kWidth;
+  for (int32_t t = group.rank() * kWidth; t < T; t += group.size() * kWidth) {
+    const int n = T - t < kWidth ? T - t : kWidth;
+    const Scalar* column = attention + t * stride_t;
+    typename Group::Lane sum = group.load(column, stride_t, n);
+    for (int64_t h = 1; h < H; ++h) sum += group.load(column + h * stride_h, stride_t, n);
+    for (int i = 0; i < n; ++i) keys[t + i] = ordered_key(group.lane(sum, i));
+  }
+}
+
+// e^x for x <= 0 within 1 ulp or two, denormal results included; NaN for NaN. 2^n comes in two
+// factors, so that a denormal result is rounded once. Polynomial: Cephes expf (Moshier).
+template <class Lane, class LaneWord>
+HIRED_FN Lane exp_nonpositive(Lane x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer below
+  constexpr uint32_t kRoundBits = 0x4b400000u;
+  const Lane least = Lane{} - 105.0f;  // e^-105 rounds to zero
+  x = x < least ? least : x;
+  const Lane shifted = x * 1.44269504f + kRound;
+  const Lane n = shifted - kRound;
+  const Lane r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Lane p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // n lies in [-152, 0]; halves of it are exponents of normal numbers. Unsigned: NaN brings anything.
+  const LaneWord minus_n = kRoundBits - bit_cast<LaneWord>(shifted);
+  const LaneWord half = minus_n >> 1;
+  const LaneWord rest = minus_n - half;
+  return p * bit_cast<Lane>(LaneWord((127u - half) << 23)) *
+         bit_cast<Lane>(LaneWord((127u - rest) << 23));
+}
+
+// scores [T], padded to whole lanes: adds one head's softmax of logits [N], taking its last T.
+// logits are padded with -inf to whole lanes, and once more; they are left as e^(x - max).
+template <class Group>
+HIRED_FN void add_softmax(const Group& group, float* logits, int64_t N, int32_t T, bool first,
+                          float* scores) {
+  using Lane = typename Group::Lane;
+  constexpr int kWidth = Group::kWidth;
+  const int64_t start = int64_t{group.rank()} * kWidth, step = int64_t{group.size()} * kWidth;
+  Lane largest = Lane{} - INFINITY;
+  for (int64_t i = start; i < N; i += step) {
+    const Lane x = group.load(logits + i);
+    largest = x > largest ? x : largest;
+  }
+  const float max = group.max(largest);
+  Lane partial = {};
+  for (int64_t i = start; i < N; i += step) {
+    const Lane e =
+        exp_nonpositive<Lane, typename Group::LaneWord>(Lane(group.load(logits + i) - max));
+    group.store(logits + i, e);
+    partial += e;
+  }
+  const float sum = group.sum(partial);
+  group.sync();
+  const float* last = logits + (N - T);
+  for (int64_t t = start; t < T; t += step) {
+    const Lane probability = group.load(last + t) / sum;
+    group.store(scores + t, first ? probability : Lane(group.load(scores + t) + probability));
+  }
+}
+
+// Keys of patches that are padding of their sub-image fall below every score.
+template <class Group>
+HIRED_FN void exclude_padding(const Group& group, const Box& box, int32_t side, int32_t T,
+                              uint32_t* keys) {
+  for (int32_t t = group.rank(); t < T; t += group.size()) {
+    if (!box.holds(t / side, t % side)) keys[t] = kKeyExcluded;
+  }
+  group.sync();
+}
+
+}  // namespace HIRED_ISA
+}  // namespace hired

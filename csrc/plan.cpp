@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+namespace hired {
+namespace {
+
+using Wide = __int128;  // products of two 64-bit arguments
+
+std::string number(int64_t value) {
+  return std::to_string(value);
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  // printf signs a NaN; Python does not.
+  return std::isnan(value) ? "nan" : text;
+}
+
+std::string quoted(const std::string& text) {
+  return "'" + text + "'";
+}
+
+std::string for_picture(const std::string& got, size_t picture) {
+  return got + " for picture " + std::to_string(picture);
+}
+
+std::string grid_text(int64_t R, int64_t C) {
+  return "(" + number(R) + ", " + number(C) + ")";
+}
+
+Status check_words(const Integers& in) {
+  if (in.policy != "exact" && in.policy != "published") {
+    return Status::Refused("policy", "exact or published", quoted(in.policy));
+  }
+  if (in.order != "raster" && in.order != "partition") {
+    return Status::Refused("order", "raster or partition", quoted(in.order));
+  }
+  if (!(in.alpha >= 0.0 && in.alpha <= 1.0)) {
+    return Status::Refused("alpha", "a number in [0, 1]", number(in.alpha));
+  }
+  return Status::Ok();
+}
+
+Status check_lengths(const Integers& in) {
+  if (in.grids.size() % 2 != 0) {
+    return Status::Refused("grids", "two integers a picture", std::to_string(in.grids.size()));
+  }
+  const size_t B = in.grids.size() / 2;
+  const std::string pictures = " for each of " + std::to_string(B) + " pictures";
+  if (in.budgets.size() != B) {
+    return Status::Refused("budgets", "one integer" + pictures, std::to_string(in.budgets.size()));
+  }
+  if (in.crops && in.crops->size() != 4 * B) {
+    return Status::Refused("crops", "four integers" + pictures, std::to_string(in.crops->size()));
+  }
+  return Status::Ok();
+}
+
+Status check_grids(const Integers& in, int64_t P) {
+  constexpr Wide kTooMany = Wide{1} << 63;
+  Wide total = 0;
+  for (size_t i = 0; i < in.budgets.size(); ++i) {
+    const int64_t R = in.grids[2 * i], C = in.grids[2 * i + 1];
+    if (R < 0 || C < 0 || (R == 0) != (C == 0)) {
+      return Status::Refused("grids", "R and C both 0 or both at least 1",
+                             for_picture(grid_text(R, C), i));
+    }
+    // Stop adding where the sum has left the range of P: the total stays below 2^127.
+    if (total < kTooMany) total += 1 + Wide{R} * C;
+  }
+  if (total != P) {
+    return Status::Refused("grids", "1 + R * C to sum to P = " + number(P),
+                           total < kTooMany ? number(static_cast<int64_t>(total))
+                                            : std::string("2^63 or more"));
+  }
+  return Status::Ok();
+}
+
+Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
+  const int64_t R = in.grids[2 * i], C = in.grids[2 * i + 1], budget = in.budgets[i];
+  const bool exact = in.policy == "exact";
+  if (exact || in.order == "raster" || in.crops) {
+    if (side * side != T) {
+      return Status::Refused("features", "T square, for the regions, raster order or crops of "
+                                         "sub-images",
+                             "T = " + number(T));
+    }
+    if (in.crops) {
+      const int64_t* crop = in.crops->data() + 4 * i;
+      const int64_t top = crop[0], bottom = crop[1], left = crop[2], right = crop[3];
+      const Wide rows = Wide{R} * side, cols = Wide{C} * side;
+      if (!(0 <= top && top <= bottom && bottom <= rows && 0 <= left && left <= right &&
+            right <= cols)) {
+        return Status::Refused(
+            "crops",
+            "0 <= top <= bottom <= " + number(static_cast<int64_t>(rows)) +
+                " and 0 <= left <= right <= " + number(static_cast<int64_t>(cols)),
+            for_picture("(" + number(top) + ", " + number(bottom) + ", " + number(left) + ", " +
+                            number(right) + ")",
+                        i));
+      }
+    }
+  }
+  if (!exact) {
+    if (T % (R * C) != 0) {
+      return Status::Refused(
+          "grids", "R * C to divide T = " + number(T) + " under the published policy",
+          for_picture(grid_text(R, C), i));
+    }
+    if (first_share(T, 1.0 - in.alpha) == 0 && budget > std::min(first_share(budget, in.alpha), T)) {
+      return Status::Refused("alpha",
+                             "int(T * (1 - alpha)) >= 1 where tokens are left for sub-images "
+                             "under the published policy",
+                             number(in.alpha));
+    }
+  }
+  return Status::Ok();
+}
+
+Status check_limits(const Integers& in, int64_t P, int64_t T, const Limits& limits) {
+  const std::string served = std::string(" on the ") + limits.backend + " backend";
+  if (P > limits.partitions) {
+    return Status::Refused("features", "P <= " + number(limits.partitions) + served,
+                           "P = " + number(P));
+  }
+  if (P > 0 && T > limits.tokens) {
+    return Status::Refused("features", "T <= " + number(limits.tokens) + served,
+                           "T = " + number(T));
+  }
+  for (size_t i = 0; i < in.budgets.size(); ++i) {
+    const int64_t R = in.grids[2 * i], C = in.grids[2 * i + 1];
+    if (R * C > limits.sub_images) {
+      return Status::Refused("grids", "R * C <= " + number(limits.sub_images) + served,
+                             for_picture(grid_text(R, C), i));
+    }
+  }
+  return Status::Ok();
+}
+
+int64_t integer_root(int64_t T) {
+  auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(T)));
+  while (root > 0 && root > T / root) --root;
+  while (root + 1 <= T / (root + 1)) ++root;
+  return root;
+}
+
+// The budget of one picture, and how the full image and the sub-images part it.
+void part_budget(int64_t budget, double alpha, int64_t T, Policy policy, Picture* picture) {
+  const int64_t sub_images = picture->sub_images();
+  const int64_t area = int64_t{picture->bottom - picture->top} * (picture->right - picture->left);
+  const int64_t taken = policy == Policy::kExact ? area : sub_images * T;
+  const int64_t rows = std::min(budget, T + taken);
+  int64_t full = rows;
+  if (sub_images > 0 && policy == Policy::kExact) {
+    full = std::max(std::min(first_share(rows, alpha), T), rows - taken);
+  } else if (sub_images > 0) {
+    full = std::min(first_share(budget, alpha), T);
+  }
+  picture->output_rows = static_cast<int32_t>(rows);
+  picture->full_budget = static_cast<int32_t>(full);
+  picture->rest = static_cast<int32_t>(std::min(budget - full, taken));
+}
+
+}  // namespace
+
+int64_t first_share(int64_t count, double alpha) {
+  const double product = static_cast<double>(count) * alpha;
+  return product >= static_cast<double>(count) ? count : static_cast<int64_t>(product);
+}
+
+Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits, Plan* plan) {
+  for (Status status : {check_words(in), check_lengths(in)}) {
+    if (!status.ok()) return status;
+  }
+  if (Status status = check_grids(in, P); !status.ok()) return status;
+  const size_t B = in.budgets.size();
+  for (size_t i = 0; i < B; ++i) {
+    if (in.budgets[i] < 0) {
+      return Status::Refused("budgets", "integers of at least 0",
+                             for_picture(number(in.budgets[i]), i));
+    }
+  }
+  if (Status status = check_limits(in, P, T, limits); !status.ok()) return status;
+  const int64_t side = integer_root(T);
+  for (size_t i = 0; i < B; ++i) {
+    if (in.grids[2 * i] == 0) continue;
+    if (Status status = check_sub_images(in, i, T, side); !status.ok()) return status;
+  }
+
+  plan->rules.tokens = static_cast<int32_t>(T);
+  plan->rules.side = static_cast<int32_t>(side);
+  plan->rules.counted = static_cast<int32_t>(first_share(T, 1.0 - in.alpha));
+  plan->rules.policy = in.policy == "exact" ? Policy::kExact : Policy::kPublished;
+  plan->rules.order = in.order == "raster" ? Order::kRaster : Order::kPartition;
+  plan->pictures.resize(B);
+  plan->output_rows = 0;
+  int64_t partition = 0;
+  for (size_t i = 0; i < B; ++i) {
+    Picture& picture = plan->pictures[i];
+    picture.first_row = plan->output_rows;
+    picture.first_partition = static_cast<int32_t>(partition);
+    picture.rows = static_cast<int32_t>(in.grids[2 * i]);
+    picture.cols = static_cast<int32_t>(in.grids[2 * i + 1]);
+    const bool cropped = in.crops && picture.sub_images() > 0;
+    const int64_t* crop = cropped ? in.crops->data() + 4 * i : nullptr;
+    picture.top = cropped ? static_cast<int32_t>(crop[0]) : 0;
+    picture.bottom = static_cast<int32_t>(cropped ? crop[1] : picture.rows * side);
+    picture.left = cropped ? static_cast<int32_t>(crop[2]) : 0;
+    picture.right = static_cast<int32_t>(cropped ? crop[3] : picture.cols * side);
+    part_budget(in.budgets[i], in.alpha, T, plan->rules.policy, &picture);
+    plan->output_rows += picture.output_rows;
+    partition += 1 + picture.sub_images();
+  }
+  return Status::Ok();
+}
+
+}  // namespace hired

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What select_cpu_kernel.cpp offers, once for each instruction set it is compiled for, in a
+// namespace of that name.
+#pragma once
+
+#include "select_cpu.h"
+
+namespace hired {
+
+inline constexpr int64_t kMaxLanes = 16;  // floats of the widest vector of any instruction set
+
+struct Workspace {
+  int64_t key_stride;    // T, padded to whole vectors
+  uint32_t* keys;        // [P + B, key_stride] ordered keys: final layer, then initial layer
+  int64_t logit_stride;  // N, padded to whole vectors and one more
+  float* logits;         // [P + B, H, logit_stride], select_qk only
+  int32_t* kept;         // [P, T] kept patches of each partition, in index order
+  uint32_t* row_counts;  // [P, side] of them in each patch row
+  int32_t* shifts;       // [P, side]
+  int32_t* budgets;      // [P]
+  int32_t* picture_of;   // [P]
+  uint32_t* weights;     // [P], capacities and remainders too: a sub-image's at its partition
+  int32_t* capacities;
+  int64_t* remainders;
+};
+
+#define HIRED_DECLARE_ISA(isa)                                             \
+  namespace isa {                                                          \
+  void select_kernel(const SelectCall&, const Workspace&, const Pool&);    \
+  void select_qk_kernel(const SelectQkCall&, const Workspace&, const Pool&); \
+  }
+
+HIRED_DECLARE_ISA(portable)
+#ifdef HIRED_X86
+HIRED_DECLARE_ISA(avx2)
+HIRED_DECLARE_ISA(avx512)
+#endif
+
+#undef HIRED_DECLARE_ISA
+
+}  // namespace hired

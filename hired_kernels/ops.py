@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`select` and `select_qk`: the Python face of `torch.ops.hired`, its fakes and its gradient.
+
+The operators take flat integer lists and raise `RuntimeError`; the functions here take pairs,
+shares and one budget for all, and raise `ValueError` with the same words. Both give the same bits.
+
+Source: HiRED (Arif et al., AAAI 2025, arXiv 2408.10945).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import arguments, geometry
+from . import backends as _backends  # defines or loads torch.ops.hired
+
+Budget = float | int | Sequence[float | int]
+Grid = tuple[int, int]
+Crop = tuple[int, int, int, int]
+
+
+class Selection(NamedTuple):
+    """What a selection keeps.
+
+    tokens: (K, D), dtype of the features; kept tokens, picture after picture.
+    indices: (K,) int64, `p * T + t` of each row of tokens; -1 for a row of zeros, which only
+        `policy="published"` has.
+    counts: (P,) int64, kept tokens of each partition.
+    """
+
+    tokens: Tensor
+    indices: Tensor
+    counts: Tensor
+
+    def compact(self) -> Selection:
+        """The same without the rows of index -1. Synchronises with the device."""
+        kept = self.indices >= 0
+        return Selection(self.tokens[kept], self.indices[kept], self.counts)
+
+
+def select(
+    features: Tensor,
+    attn_init: Tensor,
+    attn_final: Tensor,
+    *,
+    grids: Sequence[Grid],
+    budget: Budget,
+    alpha: float = 0.5,
+    crops: Sequence[Crop] | None = None,
+    policy: str = "exact",
+    order: str = "raster",
+) -> Selection:
+    """Keep the tokens that the CLS token attends to, given its attention rows.
+
+    Args:
+        features: (P, T, D), any floating dtype, unit stride in D; `hidden[:, 1:]` as it is.
+        attn_init: (P, H, T) or (B, H, T), float32, float16 or bfloat16, any strides: CLS rows at
+            the initial layer. Of P rows only the full images' are read.
+        attn_final: (P, H, T), dtype of attn_init, any strides: CLS rows at the final layer;
+            `attention[:, :, 0, -T:]` as it is.
+        grids: (R, C) of each of B pictures, (0, 0) without sub-images; 1 + R * C sum to P.
+        budget: tokens to keep of a picture: an int, or a float in (0, 1] as a share of its valid
+            tokens (of all its tokens under `published`); or a sequence with one for each picture.
+        alpha: share of the budget that the full image gets, in [0, 1].
+        crops: (top, bottom, left, right) of each picture, half-open, in patches of its assembled
+            R * side by C * side grid: what is picture and not padding. None: all of it.
+        policy: "exact" keeps exactly the budget; "published" what the published code keeps.
+        order: "raster", as LLaVA-NeXT packs tokens, or "partition".
+
+    Raises `ValueError("hired::select: <argument>: expected ..., got ...")` before any work.
+    Differentiable with respect to features.
+    """
+    tensors = (features, attn_init, attn_final)
+    rest = (grids, budget, alpha, crops, policy, order)
+    return _call(torch.ops.hired.select.default, tensors, *rest)
+
+
+def select_qk(
+    features: Tensor,
+    query_init: Tensor,
+    key_init: Tensor,
+    query_final: Tensor,
+    key_final: Tensor,
+    *,
+    grids: Sequence[Grid],
+    budget: Budget,
+    alpha: float = 0.5,
+    scale: float | None = None,
+    crops: Sequence[Crop] | None = None,
+    policy: str = "exact",
+    order: str = "raster",
+) -> Selection:
+    """Keep the tokens that the CLS token attends to, given its queries and all keys.
+
+    Args:
+        features: (P, T, D), any floating dtype, unit stride in D.
+        query_init, query_final: (P, H, Dh), for init also (B, H, Dh): the CLS token's queries,
+            float32, float16 or bfloat16, unit last stride.
+        key_init, key_final: (P, N, H, Dh), for init also (B, N, H, Dh), dtype of the queries, unit
+            last stride: all N >= T keys, the patches last.
+        scale: factor of the dot products, finite; `Dh ** -0.5` by default.
+
+    The attention is `softmax(q . k * scale)` over all N, summed over heads; the other arguments,
+    the result and the errors are those of `select`.
+    """
+    tensors = (features, query_init, key_init, query_final, key_final)
+    rest = (grids, budget, alpha, crops, policy, order)
+    return _call(torch.ops.hired.select_qk.default, tensors, *rest, scale=scale)
+
+
+def _call(
+    op: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    tensors: tuple[Tensor, ...],
+    grids: Sequence[Grid],
+    budget: Budget,
+    alpha: float,
+    crops: Sequence[Crop] | None,
+    policy: str,
+    order: str,
+    **scale: float | None,
+) -> Selection:
+    features = tensors[0]
+    flat_grids = _flat("grids", "(R, C)", grids)
+    flat_crops = None
+    if crops is not None:
+        flat_crops = _flat("crops", "(top, bottom, left, right)", crops)
+    # A rank that has no T is refused by the operator.
+    tokens = features.shape[1] if features.dim() == 3 else 1
+    budgets = geometry.resolve_budgets(budget, grids, tokens, crops, policy)
+    flags = {"crops": flat_crops, "policy": policy, "order": order, **scale}
+    if torch.compiler.is_compiling():
+        return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+    try:
+        if features.requires_grad and torch.is_grad_enabled():
+            return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+        # Nothing to record: do not ask autograd, which is written in Python.
+        with torch._C._AutoDispatchBelowAutograd():
+            return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+    except RuntimeError as error:
+        if str(error).startswith("hired::"):
+            raise ValueError(str(error)) from None
+        raise
+
+
+def _flat(name: str, letters: str, values: Sequence[Sequence[int]]) -> list[int]:
+    """`[(R, C), ...]` as `[R, C, ...]`; integers of any kind, symbolic ones as they are."""
+    if torch.compiler.is_compiling():
+        return [number for value in values for number in value]
+    flat: list[int] = []
+    width = letters.count(",") + 1
+    for value in values:
+        try:
+            numbers = [n if isinstance(n, int | torch.SymInt) else index(n) for n in value]
+        except TypeError:
+            numbers = []
+        if len(numbers) != width:
+            raise ValueError(f"hired: {name}: expected integers {letters}, got {value}")
+        flat += numbers
+    return flat
+
+
+def _empty_outputs(features: Tensor, rows: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    P, _, D = features.shape
+    K = sum(rows)
+    return (
+        features.new_empty(K, D),
+        features.new_empty(K, dtype=torch.int64),
+        features.new_empty(P, dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("hired::select")
+def _select_fake(
+    features: Tensor,
+    attn_init: Tensor,
+    attn_final: Tensor,
+    grids: Sequence[Any],
+    budgets: Sequence[Any],
+    alpha: float = 0.5,
+    *,
+    crops: Sequence[Any] | None = None,
+    policy: str = "exact",
+    order: str = "raster",
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments.check_select(
+        features, attn_init, attn_final, grids, budgets, alpha, crops, policy, order
+    )
+    rows = arguments.output_rows(grids, budgets, features.shape[1], crops, policy)
+    return _empty_outputs(features, rows)
+
+
+@torch.library.register_fake("hired::select_qk")
+def _select_qk_fake(
+    features: Tensor,
+    query_init: Tensor,
+    key_init: Tensor,
+    query_final: Tensor,
+    key_final: Tensor,
+    grids: Sequence[Any],
+    budgets: Sequence[Any],
+    alpha: float = 0.5,
+    *,
+    scale: float | None = None,
+    crops: Sequence[Any] | None = None,
+    policy: str = "exact",
+    order: str = "raster",
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (features, query_init, key_init, query_final, key_final)
+    arguments.check_select_qk(*tensors, grids, budgets, alpha, scale, crops, policy, order)
+    rows = arguments.output_rows(grids, budgets, features.shape[1], crops, policy)
+    return _empty_outputs(features, rows)
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+) -> None:
+    _, indices, counts = output
+    ctx.save_for_backward(indices)
+    ctx.mark_non_differentiable(indices, counts)
+    ctx.shape = inputs[0].shape
+    ctx.inputs = len(inputs)
+    ctx.has_empty_rows = keyword_only_inputs["policy"] == "published"
+
+
+def _backward(ctx: Any, grad_tokens: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    """Scatter the gradient of the kept tokens back to their rows; scores have none."""
+    (rows,) = ctx.saved_tensors
+    P, T, D = ctx.shape
+    if ctx.has_empty_rows:
+        grad_tokens = grad_tokens.masked_fill((rows < 0)[:, None], 0)
+        rows = rows.clamp(min=0)
+    # No row is written twice, but for the zeros of empty rows: the sum is exact in any order.
+    grad = grad_tokens.new_zeros(P * T, D).index_add(0, rows, grad_tokens)
+    return (grad.view(P, T, D), *[None] * (ctx.inputs - 1))
+
+
+for _op in _backends.SCHEMAS:
+    torch.library.register_autograd(f"hired::{_op}", _backward, setup_context=_setup_context)

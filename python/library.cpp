@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// torch.ops.hired: the schemas and who implements them. Nothing but PyTorch's stable ABI is used, so
+// one build serves PyTorch 2.10 and later, and a C++ program may load this library without Python.
+#include <torch/csrc/stable/library.h>
+
+#include "operators.h"
+
+STABLE_TORCH_LIBRARY(hired, m) {
+  m.def(
+      "select(Tensor features, Tensor attn_init, Tensor attn_final, SymInt[] grids, "
+      "SymInt[] budgets, float alpha=0.5, *, SymInt[]? crops=None, str policy=\"exact\", "
+      "str order=\"raster\") -> (Tensor tokens, Tensor indices, Tensor counts)");
+  m.def(
+      "select_qk(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final, "
+      "Tensor key_final, SymInt[] grids, SymInt[] budgets, float alpha=0.5, *, "
+      "float? scale=None, SymInt[]? crops=None, str policy=\"exact\", str order=\"raster\") "
+      "-> (Tensor tokens, Tensor indices, Tensor counts)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hired, CPU, m) {
+  m.impl("select", TORCH_BOX(&hired::select_cpu));
+  m.impl("select_qk", TORCH_BOX(&hired::select_qk_cpu));
+}

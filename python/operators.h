@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The operators' implementations, one a device, with the schemas' arguments as the stable ABI hands
+// them over.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace hired {
+
+using torch::stable::Tensor;
+using Selected = std::tuple<Tensor, Tensor, Tensor>;  // tokens, indices, counts
+
+Selected select_cpu(Tensor features, Tensor attn_init, Tensor attn_final,
+                    std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
+                    std::optional<std::vector<int64_t>> crops, std::string policy,
+                    std::string order);
+
+Selected select_qk_cpu(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final,
+                       Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
+                       double alpha, std::optional<double> scale,
+                       std::optional<std::vector<int64_t>> crops, std::string policy,
+                       std::string order);
+
+}  // namespace hired

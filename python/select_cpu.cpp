@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "select_cpu.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "checks.h"
+#include "operators.h"
+
+namespace hired {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// PyTorch's own threads, as many as torch.set_num_threads says.
+constexpr Pool kTorchPool = {
+    [](int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* argument) {
+      torch::stable::parallel_for(
+          0, n, grain, [&](int64_t begin, int64_t end) { body(argument, begin, end); });
+    }};
+
+
+template <class SomeCall>
+Selected select_on_cpu(const Tensor& features, SomeCall* call,
+                       void (*launch)(const SomeCall&, void*, const Pool&)) {
+  const int64_t K = call->plan->output_rows;
+  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
+               torch::stable::new_empty(features, {K}, ScalarType::Long),
+               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
+  auto& [tokens, indices, counts] = out;
+  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
+                  static_cast<int64_t*>(counts.mutable_data_ptr())};
+  if (call->P == 0) return out;
+  const auto bytes = static_cast<int64_t>(workspace_bytes(*call));
+  const Tensor workspace = torch::stable::new_empty(features, {bytes}, ScalarType::Byte);
+  launch(*call, workspace.mutable_data_ptr(), kTorchPool);
+  return out;
+}
+
+}  // namespace
+
+Selected select_cpu(Tensor features, Tensor attn_init, Tensor attn_final,
+                    std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
+                    std::optional<std::vector<int64_t>> crops, std::string policy,
+                    std::string order) {
+  Plan plan;
+  SelectCall call{};
+  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order},
+               kCpuLimits, &plan, &call);
+  return select_on_cpu(features, &call, launch_select_cpu);
+}
+
+Selected select_qk_cpu(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final,
+                       Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
+                       double alpha, std::optional<double> scale,
+                       std::optional<std::vector<int64_t>> crops, std::string policy,
+                       std::string order) {
+  Plan plan;
+  SelectQkCall call{};
+  check_select_qk(features, query_init, key_init, query_final, key_final,
+                  {grids, budgets, alpha, crops, policy, order}, scale, kCpuLimits, &plan, &call);
+  return select_on_cpu(features, &call, launch_select_qk_cpu);
+}
+
+}  // namespace hired

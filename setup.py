@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives CMake and Ninja; pyproject.toml says everything else.
+
+Environment:
+    HIRED_NATIVE   auto (default): build if there is a C++ compiler; 1: fail without one; 0: do not.
+    HIRED_SANITIZE sanitizers for the native code, as `-fsanitize=` takes them.
+    CXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL: as CMake has them.
+
+Without the native library the package serves from its reference implementation, and
+`python -m hired_kernels info` says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def find_compiler() -> str | None:
+    named = os.environ.get("CXX")
+    if named:
+        return shutil.which(shlex.split(named)[0])
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+def wants_native() -> bool:
+    choice = os.environ.get("HIRED_NATIVE", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise SystemExit(f"HIRED_NATIVE: expected auto, 0 or 1, got {choice}")
+    if choice == "auto" and find_compiler() is None:
+        print(
+            "hired_kernels: no C++ compiler was found (c++, g++, clang++ or CXX): installing "
+            "without the native library; operators will be served by the reference implementation",
+            file=sys.stderr,
+        )
+        return False
+    return choice != "0"
+
+
+def torch_folder() -> Path:
+    # Not imported: only its folder is needed, and that it is the torch that will be used.
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            "hired_kernels: building needs the PyTorch that is to be used, and pip hides it in an "
+            "isolated build. Install PyTorch 2.10 or later, then: pip install --no-build-isolation ."
+        )
+    return Path(spec.origin).parent
+
+
+class CMakeBuild(build_ext):
+    """One CMake build makes all native files: the operators' library and the module _C."""
+
+    def run(self) -> None:
+        into = ROOT if self.inplace else Path(self.build_lib).resolve()
+        into = into / "hired_kernels"
+        for stale in [*into.glob("_C.*.so"), *into.glob("libhired_kernels.so")]:
+            stale.unlink()
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        scripts = str(Path(sys.executable).parent)
+        env = dict(os.environ, PATH=scripts + os.pathsep + os.environ.get("PATH", ""))
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DHIRED_VERSION={self.distribution.get_version()}",
+            f"-DHIRED_TORCH_DIR={torch_folder()}",
+            f"-DHIRED_SANITIZE={os.environ.get('HIRED_SANITIZE', '')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={self.pybind11_folder()}",
+            f"-DCMAKE_INSTALL_PREFIX={into}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        for command in (configure, ["cmake", "--build", str(build), "--target", "install"]):
+            subprocess.run(command, check=True, env=env, cwd=ROOT)
+
+    @staticmethod
+    def pybind11_folder() -> str:
+        import pybind11
+
+        return pybind11.get_cmake_dir()
+
+    def get_outputs(self) -> list[str]:
+        folder = Path(self.build_lib) / "hired_kernels"
+        return [str(path) for path in folder.glob("*.so")]
+
+
+native = [Extension("hired_kernels._C", sources=[])] if wants_native() else []
+setup(ext_modules=native, cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as PyTorch sees them: opcheck, gradients, fakes, torch.compile, the Python face.
+
+What they compute is the business of test_reference.py and test_parity.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import hired_kernels as hired
+
+OPS = torch.ops.hired
+GRIDS = [(2, 2), (1, 2), (2, 1), (3, 1), (1, 3)]
+
+
+def attention_rows(P: int, H: int = 3, T: int = 16, seed: int = 0) -> Tensor:
+    return torch.rand(P, H, T, generator=torch.Generator().manual_seed(seed))
+
+
+def features(P: int, T: int = 16, D: int = 8, **options: Any) -> Tensor:
+    values = torch.randn(P, T, D, generator=torch.Generator().manual_seed(7))
+    return values.to(options.get("dtype")).requires_grad_(options.get("requires_grad", False))
+
+
+def select_arguments(**options: Any) -> tuple[Any, ...]:
+    return (
+        features(8, **options),
+        attention_rows(2),
+        attention_rows(8, seed=1),
+        [2, 2, 1, 2],
+        [9, 21],
+    )
+
+
+def select_qk_arguments(**options: Any) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(8, *s, generator=generator) for s in ((3, 4), (17, 3, 4)))
+    return (features(8, **options), query, key, query, key, [2, 2, 1, 2], [9, 21])
+
+
+CALLS = {"select": select_arguments, "select_qk": select_qk_arguments}
+FLAGS = [
+    {"policy": policy, "order": order, "crops": crops}
+    for policy, order, crops in itertools.product(
+        ("exact", "published"), ("raster", "partition"), (None, [1, 8, 0, 7, 0, 4, 1, 6])
+    )
+]
+
+
+def flags_id(flags: dict[str, Any]) -> str:
+    return f"{flags['policy']}-{flags['order']}-{'whole' if flags['crops'] is None else 'cropped'}"
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "grad"])
+@pytest.mark.parametrize("flags", [{}, FLAGS[-1]], ids=["defaults", flags_id(FLAGS[-1])])
+@pytest.mark.parametrize("op", CALLS)
+def test_opcheck(op: str, flags: dict[str, Any], requires_grad: bool) -> None:
+    arguments = CALLS[op](requires_grad=requires_grad)
+    results = torch.library.opcheck(getattr(OPS, op).default, arguments, flags)
+    assert set(results.values()) == {"SUCCESS"}
+    assert len(results) == 4
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=flags_id)
+@pytest.mark.parametrize("op", CALLS)
+def test_gradients(op: str, flags: dict[str, Any]) -> None:
+    values, *rest = CALLS[op](dtype=torch.float64)
+    values = values[:, :, :2].clone().requires_grad_()
+
+    def tokens(values: Tensor) -> Tensor:
+        return getattr(OPS, op)(values, *rest, **flags)[0]
+
+    assert torch.autograd.gradcheck(tokens, (values,))
+    assert torch.autograd.gradgradcheck(tokens, (values,), fast_mode=True)
+
+
+def test_gradient_skips_empty_rows() -> None:
+    values, *rest = select_arguments(requires_grad=True)
+    tokens, indices, _ = OPS.select(
+        values, *rest, policy="published", crops=[1, 8, 0, 7, 0, 4, 1, 6]
+    )
+    assert (indices < 0).any()
+    # A NaN that arrives at a row of zeros must not reach any token.
+    weights = torch.where(indices < 0, torch.nan, 1.0)[:, None]
+    (gradient,) = torch.autograd.grad(tokens, values, weights.expand_as(tokens))
+    expected = torch.zeros(8 * 16)
+    expected[indices[indices >= 0]] = 1
+    assert torch.equal(gradient, expected.view(8, 16, 1).expand_as(gradient))
+
+
+def test_scores_get_no_gradient() -> None:
+    values, init, final, *rest = select_arguments()
+    final.requires_grad_()
+    tokens, indices, counts = OPS.select(values.requires_grad_(), init, final, *rest)
+    assert not indices.requires_grad
+    assert not counts.requires_grad
+    gradients = torch.autograd.grad(tokens.sum(), (values, final), allow_unused=True)
+    assert gradients[0] is not None
+    assert gradients[1] is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes_agree(mode: Any) -> None:
+    expected = OPS.select(*select_arguments())
+    with mode():
+        for result in (OPS.select(*select_arguments()), face(*select_arguments())):
+            assert all(map(torch.equal, result, expected))
+            assert not result[0].requires_grad
+
+
+def face(values: Tensor, init: Tensor, final: Tensor, grids: list[int], budgets: list[int]) -> Any:
+    pairs = [(grids[0], grids[1]), (grids[2], grids[3])]
+    return hired.select(values, init, final, grids=pairs, budget=budgets)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=flags_id)
+@pytest.mark.parametrize("op", CALLS)
+def test_fakes_know_every_shape(op: str, flags: dict[str, Any]) -> None:
+    arguments = CALLS[op]()
+    real = getattr(OPS, op)(*arguments, **flags)
+    meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
+    fake = getattr(OPS, op)(*meta, **flags)
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+# torch.compile ------------------------------------------------------------------------------------
+
+
+def sweep(function: Any, T: int = 16) -> None:
+    """Twenty budgets for each of five grids, against the function as it is."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for R, C in GRIDS:
+        P = 1 + R * C
+        arguments = (features(P, T), attention_rows(P, T=T), attention_rows(P, T=T, seed=R))
+        for budget in range(2, 82, 4):  # Dynamo makes constants of 0 and 1, as it does everywhere
+            crop = (2 + budget % 3, 4 * R, 0, 4 * C - budget % 3)
+            result = compiled(*arguments, R, C, budget, crop)
+            assert all(map(torch.equal, result, function(*arguments, R, C, budget, crop)))
+    assert counter.frame_count <= torch._dynamo.config.recompile_limit == 8
+
+
+@pytest.mark.parametrize("cropped", [False, True], ids=["whole", "cropped"])
+@pytest.mark.parametrize("policy", ["exact", "published"])
+def test_compile_operator(policy: str, cropped: bool) -> None:
+    def keep(
+        values: Tensor, init: Tensor, final: Tensor, R: int, C: int, budget: int, crop: Any
+    ) -> Any:
+        tokens, indices, counts = OPS.select(
+            values,
+            init,
+            final,
+            [R, C],
+            [budget],
+            crops=[*crop] if cropped else None,
+            order="partition",
+            policy=policy,
+        )
+        return tokens * 2, indices, counts
+
+    sweep(keep, T=36 if policy == "published" else 16)
+
+
+def test_compile_face() -> None:
+    def keep(
+        values: Tensor, init: Tensor, final: Tensor, R: int, C: int, budget: int, crop: Any
+    ) -> Any:
+        kept = hired.select(values, init, final, grids=[(R, C)], budget=budget, crops=[crop])
+        return kept.tokens + 1, kept.indices, kept.counts
+
+    sweep(keep)
+
+
+def test_compile_with_inductor_and_gradient() -> None:
+    arguments = select_qk_arguments(requires_grad=True)
+
+    def loss(values: Tensor, *rest: Any) -> Tensor:
+        tokens, indices, _ = OPS.select_qk(values, *rest)
+        return (tokens * indices[:, None]).sum()
+
+    torch._dynamo.reset()
+    expected = torch.autograd.grad(loss(*arguments), arguments[0])[0]
+    compiled = torch.compile(loss, fullgraph=True)
+    assert torch.equal(torch.autograd.grad(compiled(*arguments), arguments[0])[0], expected)
+
+
+# The Python face ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array], ids=["list", "tuple", "array"])
+@pytest.mark.parametrize(
+    ("budget", "counts"),
+    [
+        pytest.param(5, [5, 5], id="count"),
+        pytest.param(0.25, [20, 12], id="share"),
+        pytest.param(1.0, [80, 48], id="all"),
+        pytest.param(1, [1, 1], id="one-token"),
+        pytest.param([7, 0.5], [7, 24], id="one-each"),
+    ],
+)
+def test_face_budgets(budget: Any, counts: list[int], kind: Any) -> None:
+    values, init, final, *_ = select_arguments()
+    if isinstance(budget, list):
+        budget = kind(budget) if kind is not np.array else np.array(budget, dtype=object)
+    kept = hired.select(values, init, final, grids=kind([(2, 2), (1, 2)]), budget=budget)
+    assert [kept.counts[:5].sum(), kept.counts[5:].sum()] == counts
+    assert torch.equal(kept.tokens, values.reshape(-1, 8)[kept.indices])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"budget": True}, id="bool"),
+        pytest.param({"budget": 0.0}, id="share-0"),
+        pytest.param({"budget": 1.5}, id="share-above-1"),
+        pytest.param({"budget": -1}, id="negative"),
+        pytest.param({"budget": [1, 2, 3]}, id="too-many-budgets"),
+        pytest.param({"grids": [(2, 2, 1), (1, 2)]}, id="triple"),
+        pytest.param({"grids": [4, 2]}, id="no-pairs"),
+        pytest.param({"grids": [(2, 2)]}, id="too-few-grids"),
+        pytest.param({"grids": [(2.0, 2), (1, 2)]}, id="float-grid"),
+        pytest.param({"crops": [(0, 8, 0, 8)]}, id="too-few-crops"),
+        pytest.param({"crops": [(0, 9, 0, 8), (0, 4, 0, 8)]}, id="crop-outside"),
+        pytest.param({"crops": [(0, 8), (0, 4)]}, id="crop-pairs"),
+        pytest.param({"alpha": 1.5}, id="alpha"),
+        pytest.param({"policy": "best"}, id="policy"),
+        pytest.param({"order": "random"}, id="order"),
+    ],
+)
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_face_raises_value_error(op: str, changes: dict[str, Any]) -> None:
+    tensors = [a for a in CALLS[op]() if isinstance(a, Tensor)]
+    good: dict[str, Any] = {"grids": [(2, 2), (1, 2)], "budget": 9}
+    assert len(getattr(hired, op)(*tensors, **good).indices) == 18
+    with pytest.raises(ValueError, match=r"hired.*: expected .*, got "):
+        getattr(hired, op)(*tensors, **{**good, **changes})
+
+
+def test_compact_drops_empty_rows() -> None:
+    values, init, final, *_ = select_arguments()
+    crops = [(1, 8, 0, 7), (0, 4, 1, 6)]
+    kept = hired.select(
+        values,
+        init,
+        final,
+        grids=[(2, 2), (1, 2)],
+        budget=[30, 20],
+        crops=crops,
+        policy="published",
+    )
+    short = kept.compact()
+    assert len(kept.indices) == 50
+    assert len(short.indices) == kept.counts.sum() < 50
+    assert torch.equal(short.tokens, values.reshape(-1, 8)[short.indices])
+    assert torch.equal(kept.tokens[kept.indices < 0], torch.zeros(50 - len(short.indices), 8))
