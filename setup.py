@@ -67,14 +67,16 @@ class CMakeBuild(build_ext):
         into = into / "hired_kernels"
         for stale in [*into.glob("_C.*.so"), *into.glob("libhired_kernels.so")]:
             stale.unlink()
-        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        sanitize = os.environ.get("HIRED_SANITIZE", "")
+        kind = "sanitize" if sanitize else sys.implementation.cache_tag
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{kind}"
         scripts = str(Path(sys.executable).parent)
         env = dict(os.environ, PATH=scripts + os.pathsep + os.environ.get("PATH", ""))
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DHIRED_VERSION={self.distribution.get_version()}",
             f"-DHIRED_TORCH_DIR={torch_folder()}",
-            f"-DHIRED_SANITIZE={os.environ.get('HIRED_SANITIZE', '')}",
+            f"-DHIRED_SANITIZE={sanitize}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={self.pybind11_folder()}",
             f"-DCMAKE_INSTALL_PREFIX={into}",

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Thread groups: what a phase (csrc/phases/) knows of the threads that run it. A phase is a function
-// over plain pointers, templated on its group; every member calls it with the same arguments and
-// owns the elements rank, rank + size, ... of each loop. On a CPU the group has one member.
+// Thread groups: what a phase (csrc/phases/) knows of the threads that run it. A phase is a
+// function over plain pointers, templated on its group; every member calls it with the same
+// arguments and owns the elements rank, rank + size, ... of each loop. On a CPU the group has one
+// member.
 //
 // A group offers: rank(), size(), sync(), add(counter, n) on an integer that all members see, and
 // exclusive_sum(n, &total), the sum of n over the members of lower rank; to copy or clear a row of
-// bytes, copy(to, from, bytes) and zero(to, bytes). All but rank, size and add are collective: every
-// member calls them, the same number of times. For scores it names a Lane, kWidth floats that one
-// member works on at a time, and its LaneWord, with load, store, lane(lanes, i), and sum(lanes) and
-// max(lanes) over the lanes of all members.
+// bytes, copy(to, from, bytes) and zero(to, bytes). All but rank, size and add are collective:
+// every member calls them, the same number of times. For scores it names a Lane, kWidth floats that
+// one member works on at a time, and its LaneWord, with load, store, lane(lanes, i), and sum(lanes)
+// and max(lanes) over the lanes of all members.
 #pragma once
 
 #include <cstdint>

@@ -20,12 +20,12 @@ struct Rules {
 };
 
 struct Picture {
-  int64_t first_row;        // of the output
-  int32_t first_partition;  // the full image; its sub-images follow row-major
-  int32_t rows, cols;       // R, C; 0, 0 without sub-images
-  int32_t full_budget;      // k0, what the full image keeps
-  int32_t rest;             // what the sub-images share
-  int32_t output_rows;      // rows of the output that the picture owns
+  int64_t first_row;                 // of the output
+  int32_t first_partition;           // the full image; its sub-images follow row-major
+  int32_t rows, cols;                // R, C; 0, 0 without sub-images
+  int32_t full_budget;               // k0, what the full image keeps
+  int32_t rest;                      // what the sub-images share
+  int32_t output_rows;               // rows of the output that the picture owns
   int32_t top, bottom, left, right;  // what is picture, in patches of the assembled grid
 
   constexpr int32_t sub_images() const { return rows * cols; }

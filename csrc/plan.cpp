@@ -16,7 +16,7 @@ std::string number(int64_t value) {
 
 std::string number(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%g", value);
+  std::snprintf(text, sizeof text, "%.9g", value);
   // printf signs a NaN; Python does not.
   return std::isnan(value) ? "nan" : text;
 }
@@ -74,9 +74,9 @@ Status check_grids(const Integers& in, int64_t P) {
     if (total < kTooMany) total += 1 + Wide{R} * C;
   }
   if (total != P) {
-    return Status::Refused("grids", "1 + R * C to sum to P = " + number(P),
-                           total < kTooMany ? number(static_cast<int64_t>(total))
-                                            : std::string("2^63 or more"));
+    return Status::Refused(
+        "grids", "1 + R * C to sum to P = " + number(P),
+        total < kTooMany ? number(static_cast<int64_t>(total)) : std::string("2^63 or more"));
   }
   return Status::Ok();
 }
@@ -86,8 +86,9 @@ Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
   const bool exact = in.policy == "exact";
   if (exact || in.order == "raster" || in.crops) {
     if (side * side != T) {
-      return Status::Refused("features", "T square, for the regions, raster order or crops of "
-                                         "sub-images",
+      return Status::Refused("features",
+                             "T square, for the regions, raster order or crops of "
+                             "sub-images",
                              "T = " + number(T));
     }
     if (in.crops) {
@@ -108,11 +109,12 @@ Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
   }
   if (!exact) {
     if (T % (R * C) != 0) {
-      return Status::Refused(
-          "grids", "R * C to divide T = " + number(T) + " under the published policy",
-          for_picture(grid_text(R, C), i));
+      return Status::Refused("grids",
+                             "R * C to divide T = " + number(T) + " under the published policy",
+                             for_picture(grid_text(R, C), i));
     }
-    if (first_share(T, 1.0 - in.alpha) == 0 && budget > std::min(first_share(budget, in.alpha), T)) {
+    if (first_share(T, 1.0 - in.alpha) == 0 &&
+        budget > std::min(first_share(budget, in.alpha), T)) {
       return Status::Refused("alpha",
                              "int(T * (1 - alpha)) >= 1 where tokens are left for sub-images "
                              "under the published policy",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The dtypes of scores, read as float32 whatever the machine can do with them, and the order between
-// scores as an order between unsigned integers.
+// The dtypes of scores, read as float32 whatever the machine can do with them, and the order
+// between scores as an order between unsigned integers.
 #pragma once
 
 #include <cstdint>
@@ -68,7 +68,9 @@ HIRED_FN typename FloatOf<Word>::type widen_float16(Word bits) {
   return bit_cast<Float>(Word((magnitude < 0x00800000u ? implied : normal) | sign));
 }
 
-HIRED_FN float load_float(const float* p) { return load_unaligned<float>(p); }
+HIRED_FN float load_float(const float* p) {
+  return load_unaligned<float>(p);
+}
 HIRED_FN float load_float(const Float16* p) {
   return widen_float16<uint32_t>(load_unaligned<uint16_t>(p));
 }

@@ -5,6 +5,10 @@
 
 #include "select_cpu_kernel.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace hired {
 namespace {
 
@@ -49,16 +53,21 @@ const Isa& isa_in_use() {
   return isa;
 }
 
-// Hands out aligned pieces of a buffer; of none, it counts bytes.
+// Hands out aligned pieces of a buffer, a gap behind each; of no buffer, it counts bytes.
 class Arena {
  public:
-  explicit Arena(void* base) : next_(reinterpret_cast<uintptr_t>(base)) { align(); }
+  explicit Arena(void* base)
+      : counting_(base == nullptr), next_(reinterpret_cast<uintptr_t>(base)) {
+    next_ = aligned(next_);
+  }
 
   template <class Value>
   Value* take(int64_t count) {
-    const uintptr_t piece = next_;
-    next_ += static_cast<uintptr_t>(count) * sizeof(Value);
-    align();
+    const uintptr_t piece = next_, end = piece + static_cast<uintptr_t>(count) * sizeof(Value);
+    next_ = aligned(end) + kAlignment;
+#if defined(__SANITIZE_ADDRESS__)
+    if (!counting_) __asan_poison_memory_region(reinterpret_cast<void*>(end), next_ - end);
+#endif
     return reinterpret_cast<Value*>(piece);
   }
 
@@ -66,8 +75,9 @@ class Arena {
 
  private:
   static constexpr uintptr_t kAlignment = 64;
-  void align() { next_ = (next_ + kAlignment - 1) / kAlignment * kAlignment; }
+  static uintptr_t aligned(uintptr_t p) { return (p + kAlignment - 1) / kAlignment * kAlignment; }
 
+  [[maybe_unused]] bool counting_;
   uintptr_t next_;
 };
 
@@ -98,6 +108,8 @@ Workspace carve(const SelectQkCall& call, Arena* arena) {
   w.logit_stride = padded(call.N) + kMaxLanes;
   const int64_t rows = call.P + static_cast<int64_t>(call.plan->pictures.size());
   w.logits = arena->take<float>(rows * call.H * w.logit_stride);
+  w.query_stride = padded(call.Dh);
+  w.queries = arena->take<float>(rows * call.H * w.query_stride);
   return w;
 }
 

@@ -25,6 +25,10 @@ namespace {
 constexpr int64_t kGrainBytes = 64 << 10;
 // Keys whose logits one item of select_qk computes: a run of the row major in memory.
 constexpr int64_t kRunBytes = 64 << 10;
+constexpr int64_t kCacheLine = 64;
+// The head width of CLIP, SigLIP and most ViTs, which gets a loop of its own.
+constexpr int64_t kUsualHeadWidth = 64;
+static_assert(kUsualHeadWidth % kMaxLanes == 0, "such queries are not padded");
 
 template <class Body>
 void sweep(const Pool& pool, int64_t items, int64_t item_bytes, const Body& body) {
@@ -41,7 +45,7 @@ void sweep(const Pool& pool, int64_t items, int64_t item_bytes, const Body& body
 
 // A score row: P of the final layer, then one for each picture of the initial layer.
 struct Row {
-  bool needed;    // the initial layer is read only where sub-images have tokens to share
+  bool needed;  // the initial layer is read only where sub-images have tokens to share
   bool init;
   int64_t index;  // into the tensor of its layer
 };
@@ -68,22 +72,49 @@ void score(const SelectCall& call, const Workspace& w, const Pool& pool) {
   });
 }
 
-// The dot product of one head, in four chains of lanes so that additions do not wait for each other.
+// query . key, its lanes not yet added up. The query is padded to whole vectors with zeros.
 template <class Scalar>
-inline float dot(const Scalar* query, const Scalar* key, int64_t Dh) {
-  const LaneGroup group;
-  Lanes sum[4] = {};
+inline Lanes dot_lanes(const float* query, const Scalar* key, int64_t Dh) {
+  Lanes sum = {};
   int64_t d = 0;
-  for (; d + 4 * kLanes <= Dh; d += 4 * kLanes) {
-    for (int i = 0; i < 4; ++i) {
-      sum[i] += load_lanes(query + d + i * kLanes) * load_lanes(key + d + i * kLanes);
+  for (; d + kLanes <= Dh; d += kLanes) sum += load_lanes(query + d) * load_lanes(key + d);
+  if (d == Dh) return sum;
+  return sum + load_lanes(query + d) * LaneGroup().load(key + d, 1, static_cast<int>(Dh - d));
+}
+
+// dots [count]: those of as many heads.
+template <class Scalar>
+inline __attribute__((always_inline)) void head_dots(const float* query, int64_t query_stride,
+                                                     const Scalar* key, int64_t stride_h,
+                                                     int64_t Dh, int count, Lanes* dots) {
+  for (int i = 0; i < count; ++i) {
+    dots[i] = dot_lanes(query + i * query_stride, key + i * stride_h, Dh);
+  }
+}
+
+// logits [H, stride] of keys [begin, end), in the order in which they lie in memory: kLanes heads
+// at a time, whose sums over lanes then cost about one addition each.
+template <class Scalar>
+inline void key_logits(const SelectQkCall& call, const QueriesKeys& layer, int64_t row,
+                       const float* query, int64_t query_stride, int64_t begin, int64_t end,
+                       float* logits, int64_t stride) {
+  const auto* keys = static_cast<const Scalar*>(layer.key) + row * layer.key_stride_row;
+  for (int64_t n = begin; n < end; ++n) {
+    for (int64_t h = 0; h < call.H; h += kLanes) {
+      const int count = call.H - h < kLanes ? static_cast<int>(call.H - h) : kLanes;
+      const Scalar* key = keys + n * layer.key_stride_n + h * layer.key_stride_h;
+      const float* head = query + h * query_stride;
+      Lanes dots[kLanes];
+      if (count == kLanes && call.Dh == kUsualHeadWidth) {  // constants: the loops unroll
+        head_dots(head, kUsualHeadWidth, key, layer.key_stride_h, kUsualHeadWidth, kLanes, dots);
+      } else {
+        for (Lanes& dot : dots) dot = Lanes{};
+        head_dots(head, query_stride, key, layer.key_stride_h, call.Dh, count, dots);
+      }
+      const Lanes sums = sums_of(dots) * call.scale;
+      for (int i = 0; i < count; ++i) logits[(h + i) * stride + n] = sums[i];
     }
   }
-  for (; d < Dh; d += kLanes) {
-    const int n = Dh - d < kLanes ? static_cast<int>(Dh - d) : kLanes;
-    sum[0] += group.load(query + d, 1, n) * group.load(key + d, 1, n);
-  }
-  return group.sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 template <class Scalar>
@@ -91,26 +122,34 @@ void score(const SelectQkCall& call, const Workspace& w, const Pool& pool) {
   const Rules& rules = call.plan->rules;
   const int64_t N = call.N, H = call.H, Dh = call.Dh;
   const int64_t rows = call.P + static_cast<int64_t>(call.plan->pictures.size());
+  const int64_t query_bytes = H * w.query_stride * static_cast<int64_t>(sizeof(float));
+  sweep(pool, rows, query_bytes, [&](int64_t item) {
+    const Row row = row_of(call, item, call.init.rows);
+    const QueriesKeys& layer = row.init ? call.init : call.final;
+    const auto* query =
+        static_cast<const Scalar*>(layer.query) + row.index * layer.query_stride_row;
+    for (int64_t h = 0; h < H; ++h) {
+      float* widened = w.queries + (item * H + h) * w.query_stride;
+      for (int64_t d = 0; d < w.query_stride; ++d) {
+        widened[d] = d < Dh ? load_float(query + h * layer.query_stride_h + d) : 0.0f;
+      }
+    }
+  });
+
   const int64_t key_bytes = H * Dh * static_cast<int64_t>(sizeof(Scalar));
   const int64_t most = key_bytes < kRunBytes ? kRunBytes / key_bytes : 1;
   const int64_t run = most < N ? most : N;
   const int64_t runs = (N + run - 1) / run;
   sweep(pool, rows * runs, run * key_bytes, [&](int64_t item) {
-    const Row row = row_of(call, item / runs, call.init.rows);
+    const int64_t i = item / runs;
+    const Row row = row_of(call, i, call.init.rows);
     if (!row.needed) return;
-    const QueriesKeys& layer = row.init ? call.init : call.final;
-    const auto* query = static_cast<const Scalar*>(layer.query) + row.index * layer.query_stride_row;
-    const auto* key = static_cast<const Scalar*>(layer.key) + row.index * layer.key_stride_row;
-    float* logits = w.logits + item / runs * H * w.logit_stride;
     const int64_t begin = item % runs * run, end = begin + run < N ? begin + run : N;
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t h = 0; h < H; ++h) {
-        logits[h * w.logit_stride + n] =
-            call.scale * dot(query + h * layer.query_stride_h,
-                             key + n * layer.key_stride_n + h * layer.key_stride_h, Dh);
-      }
-    }
+    key_logits<Scalar>(call, row.init ? call.init : call.final, row.index,
+                       w.queries + i * H * w.query_stride, w.query_stride, begin, end,
+                       w.logits + i * H * w.logit_stride, w.logit_stride);
   });
+
   const int64_t logit_bytes = H * w.logit_stride * static_cast<int64_t>(sizeof(float));
   sweep(pool, rows, logit_bytes, [&](int64_t item) {
     if (!row_of(call, item, call.init.rows).needed) return;
@@ -159,9 +198,8 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     }
     ChooseScratch choose_scratch{};
     const Cut cut = choose(group, keys, T, w.budgets[p], &choose_scratch);
-    call.output.counts[p] =
-        list_kept(group, rules, picture, partition, keys, cut, w.kept + p * T,
-                  raster(picture, p) ? w.row_counts + p * side : nullptr);
+    call.output.counts[p] = list_kept(group, rules, picture, partition, keys, cut, w.kept + p * T,
+                                      raster(picture, p) ? w.row_counts + p * side : nullptr);
   });
 
   sweep(pool, call.P, partition_bytes, [&](int64_t p) {
@@ -180,9 +218,19 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
   });
 
   const Features& features = call.features;
-  sweep(pool, call.plan->output_rows, 2 * features.row_bytes, [&](int64_t row) {
-    gather_row(group, static_cast<const char*>(features.data), features.stride_p_bytes,
-               features.stride_t_bytes, T, call.output.indices[row], features.row_bytes,
+  if (features.row_bytes == 0) return;
+  const auto* source = static_cast<const char*>(features.data);
+  const int64_t K = call.plan->output_rows;
+  const int64_t* indices = call.output.indices;
+  sweep(pool, K, 2 * features.row_bytes, [&](int64_t row) {
+    // Kept rows lie scattered: the processor's own prefetcher would start afresh on each.
+    if (row + 1 < K && indices[row + 1] >= 0) {
+      const char* next = feature_row(source, features.stride_p_bytes, features.stride_t_bytes, T,
+                                     indices[row + 1]);
+      for (int64_t i = 0; i < features.row_bytes; i += kCacheLine) __builtin_prefetch(next + i);
+    }
+    gather_row(group, source, features.stride_p_bytes, features.stride_t_bytes, T, indices[row],
+               features.row_bytes,
                static_cast<char*>(call.output.tokens) + row * features.row_bytes);
   });
 }
@@ -190,15 +238,9 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
 template <class SomeCall>
 void run(const SomeCall& call, const Workspace& w, const Pool& pool) {
   switch (call.dtype) {
-    case Dtype::kFloat32:
-      score<float>(call, w, pool);
-      break;
-    case Dtype::kFloat16:
-      score<Float16>(call, w, pool);
-      break;
-    case Dtype::kBFloat16:
-      score<BFloat16>(call, w, pool);
-      break;
+    case Dtype::kFloat32: score<float>(call, w, pool); break;
+    case Dtype::kFloat16: score<Float16>(call, w, pool); break;
+    case Dtype::kBFloat16: score<BFloat16>(call, w, pool); break;
   }
   keep(call, w, pool);
 }

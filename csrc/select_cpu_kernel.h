@@ -15,6 +15,8 @@ struct Workspace {
   uint32_t* keys;        // [P + B, key_stride] ordered keys: final layer, then initial layer
   int64_t logit_stride;  // N, padded to whole vectors and one more
   float* logits;         // [P + B, H, logit_stride], select_qk only
+  int64_t query_stride;  // Dh, padded to whole vectors
+  float* queries;        // [P + B, H, query_stride], select_qk only
   int32_t* kept;         // [P, T] kept patches of each partition, in index order
   uint32_t* row_counts;  // [P, side] of them in each patch row
   int32_t* shifts;       // [P, side]
@@ -25,9 +27,9 @@ struct Workspace {
   int64_t* remainders;
 };
 
-#define HIRED_DECLARE_ISA(isa)                                             \
-  namespace isa {                                                          \
-  void select_kernel(const SelectCall&, const Workspace&, const Pool&);    \
+#define HIRED_DECLARE_ISA(isa)                                               \
+  namespace isa {                                                            \
+  void select_kernel(const SelectCall&, const Workspace&, const Pool&);      \
   void select_qk_kernel(const SelectQkCall&, const Workspace&, const Pool&); \
   }
 

@@ -144,7 +144,7 @@ def check_select_qk(
     sizes = (("features", "T", T), ("query_final", "H", H), ("query_final", "Dh", Dh))
     _check_sizes(refuse, P, sizes)
     if scale is not None and not math.isfinite(scale):
-        refuse("scale", "a finite number", f"{scale:g}")
+        refuse("scale", "a finite number", f"{scale:.9g}")
     B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order)
     if query_init.shape[0] not in (P, B) or tuple(query_init.shape[1:]) != (H, Dh):
         expected = f"shape {_shape(P, H, Dh)} or {_shape(B, H, Dh)}"
@@ -219,7 +219,7 @@ def _check_integers(
     if order not in ORDERS:
         refuse("order", " or ".join(ORDERS), f"'{order}'")
     if not 0.0 <= alpha <= 1.0:
-        refuse("alpha", "a number in [0, 1]", f"{alpha:g}")
+        refuse("alpha", "a number in [0, 1]", f"{alpha:.9g}")
     if len(grids) % 2:
         refuse("grids", "two integers a picture", len(grids))
     B = len(grids) // 2
@@ -280,4 +280,4 @@ def _check_sub_images(
             refuse("grids", f"R * C to divide T = {T} under the published policy", got)
         if first_share(T, 1.0 - alpha) == 0 and budget > min(first_share(budget, alpha), T):
             expected = "int(T * (1 - alpha)) >= 1 where tokens are left for sub-images"
-            refuse("alpha", f"{expected} under the published policy", f"{alpha:g}")
+            refuse("alpha", f"{expected} under the published policy", f"{alpha:.9g}")

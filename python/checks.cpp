@@ -277,9 +277,8 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   call->Dh = Dh;
   call->scale = static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dh)));
   const auto layer = [](const Tensor& query, const Tensor& key) -> QueriesKeys {
-    return {query.const_data_ptr(), key.const_data_ptr(), query.size(0),
-            query.stride(0),        query.stride(1),      key.stride(0),
-            key.stride(1),          key.stride(2)};
+    return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
+            query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
   };
   call->init = layer(query_init, key_init);
   call->final = layer(query_final, key_final);

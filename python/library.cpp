@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.hired: the schemas and who implements them. Nothing but PyTorch's stable ABI is used, so
-// one build serves PyTorch 2.10 and later, and a C++ program may load this library without Python.
+// torch.ops.hired: the schemas and who implements them. Nothing but PyTorch's stable ABI is used,
+// so one build serves PyTorch 2.10 and later, and a C++ program may load this library without
+// Python.
 #include <torch/csrc/stable/library.h>
 
 #include "operators.h"

@@ -20,6 +20,7 @@ py::dict build_info() {
   info["version"] = HIRED_VERSION;
   info["compiler"] = HIRED_COMPILER;
   info["torch_target"] = HIRED_TORCH_TARGET;
+  info["sanitizers"] = HIRED_SANITIZERS;
   info["cuda_archs"] = py::tuple();
   info["isas"] = hired::cpu_isas();
   info["isa"] = hired::cpu_isa();
@@ -61,8 +62,8 @@ std::vector<int32_t> share_out(int64_t rest, const std::vector<uint32_t>& weight
   }
   std::vector<int32_t> shares(weights.size());
   std::vector<int64_t> remainders(weights.size());
-  hired::share_out(hired::SerialGroup(), rest, static_cast<int32_t>(weights.size()),
-                   weights.data(), capacities.data(), shares.data(), remainders.data());
+  hired::share_out(hired::SerialGroup(), rest, static_cast<int32_t>(weights.size()), weights.data(),
+                   capacities.data(), shares.data(), remainders.data());
   return shares;
 }
 

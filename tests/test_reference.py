@@ -304,8 +304,7 @@ def test_a_ragged_batch() -> None:
         _, indices, counts = reference.select(
             identity(7, 4), attn_init[rows], attn_final, grids, budgets, crops=crops
         )
-        # Both patches counted show the first sub-image, then the second. The column of patches
-        # that is padding in the third picture takes none of its tokens.
+        # Both patches counted show the first sub-image, then the second.
         assert indices.tolist() == [2, 3, 6, 7, 15, 18, 19, 26, 27]
         assert counts.tolist() == [2, 2, 0, 1, 2, 0, 2]
 

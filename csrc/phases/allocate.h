@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The picture's budget, shared out among its sub-images by how many of the full image's best patches
-// at the initial layer lie in each. Integers throughout under `exact`; the two float32 roundings of
-// the published code under `published`.
+// The picture's budget, shared out among its sub-images by how many of the full image's best
+// patches at the initial layer lie in each. Integers throughout under `exact`; the two float32
+// roundings of the published code under `published`.
 #pragma once
 
 #include "../group.h"
@@ -37,10 +37,11 @@ struct AllocateScratch {
   int64_t* remainders;
 };
 
-// Largest remainder under capacity: shares [n] part `rest` by `weights` [n]; where shares, remainders
-// included, exceed their capacity, all such are fixed at it and what remains is parted afresh among
-// the others. `rest` is at most the sum of the capacities. A picture has few sub-images, so every
-// member walks over all of them rather than wait for a reduction; at most n rounds.
+// Largest remainder under capacity: shares [n] part `rest` by `weights` [n]; where shares,
+// remainders included, exceed their capacity, all such are fixed at it and what remains is parted
+// afresh among the others. `rest` is at most the sum of the capacities. A picture has few
+// sub-images, so every member walks over all of them rather than wait for a reduction; at most n
+// rounds.
 template <class Group>
 HIRED_FN void share_out(const Group& group, int64_t rest, int32_t n, const uint32_t* weights,
                         const int32_t* capacities, int32_t* shares, int64_t* remainders) {
@@ -93,7 +94,8 @@ HIRED_FN void share_out(const Group& group, int64_t rest, int32_t n, const uint3
   }
 }
 
-// The published budgets: each product rounded to float32 twice and truncated; the remainder is lost.
+// The published budgets: each product rounded to float32 twice and truncated; the remainder is
+// lost.
 template <class Group>
 HIRED_FN void share_out_published(const Group& group, int32_t rest, int32_t n, int32_t T,
                                   const uint32_t* weights, int32_t* shares) {
@@ -106,7 +108,8 @@ HIRED_FN void share_out_published(const Group& group, int32_t rest, int32_t n, i
   }
   group.sync();
   if (group.rank() == 0) {
-    // Rounding up may overrun `rest` where it is beyond 2^22 tokens; the output has no row for that.
+    // Rounding up may overrun `rest` where it is beyond 2^22 tokens; the output has no row for
+    // that.
     int32_t left = rest;
     for (int32_t i = 0; i < n; ++i) {
       shares[i] = shares[i] < left ? shares[i] : left;

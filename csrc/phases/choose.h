@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Top-k of a partition as a cut: the k-th largest key and the index of the last patch that ties with
-// it and is kept. Whether a patch is kept is then a question to that patch alone, and the kept ones
-// come out in index order by a prefix sum: no sort, no atomics on the result, lower index first.
+// Top-k of a partition as a cut: the k-th largest key and the index of the last patch that ties
+// with it and is kept. Whether a patch is kept is then a question to that patch alone, and the kept
+// ones come out in index order by a prefix sum: no sort, no atomics on the result, lower index
+// first.
 //
 // The cut is found by radix selection, eight bits a pass from the top. Work: up to five passes over
 // T keys held close by.

@@ -29,9 +29,7 @@ HIRED_FN int32_t list_kept(const Group& group, const Rules& rules, const Picture
   }
   return compact(
       group, rules.tokens,
-      [&](int32_t t) {
-        return cut.keeps(keys[t], t) && (!drop || box.holds(t / side, t % side));
-      },
+      [&](int32_t t) { return cut.keeps(keys[t], t) && (!drop || box.holds(t / side, t % side)); },
       [&](int32_t t, int32_t position) {
         kept[position] = t;
         if (row_counts != nullptr) group.add(&row_counts[t / side], 1);

@@ -44,7 +44,8 @@ HIRED_FN Lane exp_nonpositive(Lane x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // n lies in [-152, 0]; halves of it are exponents of normal numbers. Unsigned: NaN brings anything.
+  // n lies in [-152, 0]; halves of it are exponents of normal numbers. Unsigned: NaN brings
+  // anything.
   const LaneWord minus_n = kRoundBits - bit_cast<LaneWord>(shifted);
   const LaneWord half = minus_n >> 1;
   const LaneWord rest = minus_n - half;

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a figure was taken, and how it is written down: environment, JSON, tables.
+
+Every JSON file has `environment`, `method` and `cases`; a case keeps its shapes and bytes beside
+its figures.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hired_kernels
+from hired_kernels import backends
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """The machine, the versions and the commit."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": backends.active(device),
+        "instruction_set": _instruction_set(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "last_cache_bytes": last_cache_bytes(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def last_cache_bytes(otherwise: int = 32 << 20) -> int:
+    """Size of the CPU's last cache, where the system tells."""
+    sizes = []
+    for path in _CACHES.glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) * _UNITS.get(match[2], 1))
+    return max(sizes, default=otherwise)
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be; all but the first are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def microseconds(seconds: float) -> str:
+    """Three digits, thousands separated: 41.2, 412, 41,200."""
+    value = seconds * 1e6
+    if value < 99.95:
+        return f"{value:.1f}"
+    step = 10 ** max(0, len(str(int(value))) - 3)
+    return f"{round(value / step) * step:,}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 3 else f"{ratio:.2f}x"
+
+
+def _commit() -> str | None:
+    """The commit of the sources, with a + where files differ from it; None outside of git."""
+    root = Path(hired_kernels.__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _instruction_set() -> str | None:
+    try:
+        from hired_kernels import _C
+    except ImportError:
+        return None
+    return _C.build_info()["isa"]
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

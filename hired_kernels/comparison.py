@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture through every stage twice: by the operators, and as the published code does it.
+
+Both share the image processing and the vision tower; the published code also runs the layers that
+nobody reads. What comes after the tower is run a few times over and the fastest run counts: it
+is the one that other work on the machine has disturbed least.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import hired_kernels
+
+from . import published
+from .geometry import Layout
+from .ledger import Row, Stage
+from .models import vision_tower
+from .models.loading import VisionModel
+from .models.vision_tower import Encoded
+
+_RUNS, _LIMIT = 20, 1.5  # runs of a stage, and seconds after which there are no more
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`pixels` (P, 3, tile, tile) is what the tower saw, `kept` (P, T) bool what the operators
+    keep of it; a row for each partition and a stage for each line of the ledger."""
+
+    pixels: Tensor
+    kept: Tensor
+    rows: list[Row]
+    stages: list[Stage]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """The published method: None where it raises before it has selected anything."""
+
+    mask: Tensor | None
+    rows: float
+    selection: float | None
+    gather: float | None
+    projector: float
+
+    @property
+    def whole_selection(self) -> float | None:
+        if self.selection is None or self.gather is None:
+            return None
+        return self.rows + self.selection + self.gather
+
+
+@torch.no_grad()
+def compare(
+    vision: VisionModel,
+    photograph: Image.Image,
+    layout: Layout,
+    *,
+    budget: int,
+    published_budget: int,
+    alpha: float,
+    policy: str,
+    progress: Callable[[range], Iterator[int]] | None = None,
+) -> Comparison:
+    """Run both ways on one picture. Budgets are in tokens; `progress` is told of tower layers.
+
+    Raises ValueError where the picture cannot be cut up, and as `hired_kernels.select_qk` does.
+    """
+    processing, pixels = _timed(lambda: vision.pixels(photograph))
+    if pixels.shape[0] != layout.partitions:
+        raise ValueError(
+            f"picture: expected {layout.partitions} partitions from the image processor, got "
+            f"{pixels.shape[0]}"
+        )
+    tower, encoded = _timed(
+        lambda: vision_tower.encode(vision.tower, pixels, vision.feature_layer, progress)
+    )
+    unread, _ = _timed(
+        lambda: vision_tower.run_remaining_layers(vision.tower, encoded, vision.feature_layer)
+    )
+    select, selection = _measured(lambda: _select(encoded, layout, budget, alpha, policy))
+    indices = selection.indices[selection.indices >= 0]  # "published" pads with -1
+    tokens = selection.tokens[: len(indices)]
+    kept = torch.zeros(layout.partitions, layout.tokens, dtype=torch.bool)
+    kept.view(-1)[indices.cpu()] = True
+    projector, _ = _measured(lambda: vision.projector(tokens))
+    other = _as_published(vision, encoded, layout, published_budget, alpha)
+
+    run, layers = vision.layers
+    patches = layout.partitions * layout.tokens
+    stages = [
+        Stage("image processing", processing, processing),
+        Stage("vision tower", tower, tower + unread, f"{run} layers of {layers}"),
+        Stage("select_qk", select, other.whole_selection, "one call instead of three stages:"),
+        Stage("attention rows", None, other.rows, "of two whole matrices", part=True),
+        Stage("budgets and top-k", None, other.selection, part=True),
+        Stage("gather", None, other.gather, "after the projector", part=True),
+        Stage("projector", projector, other.projector, f"{len(tokens):,} tokens, not {patches:,}"),
+    ]
+    return Comparison(pixels, kept, _rows(layout, kept, other.mask, policy), stages)
+
+
+def _select(
+    encoded: Encoded, layout: Layout, budget: int, alpha: float, policy: str
+) -> hired_kernels.Selection:
+    return hired_kernels.select_qk(
+        encoded.features,
+        encoded.query_init,
+        encoded.key_init,
+        encoded.query_final,
+        encoded.key_final,
+        grids=[layout.grid],
+        budget=budget,
+        alpha=alpha,
+        crops=None if layout.crop is None else [layout.crop],
+        policy=policy,
+    )
+
+
+def _as_published(
+    vision: VisionModel, encoded: Encoded, layout: Layout, budget: int, alpha: float
+) -> _Published:
+    T = layout.tokens
+    rows, attention = _measured(
+        lambda: (
+            published.attention_rows(encoded.queries_init, encoded.key_init, T),
+            published.attention_rows(encoded.queries_final, encoded.key_final, T),
+        )
+    )
+    projector, projected = _measured(lambda: vision.projector(encoded.features))
+    try:
+        selection, mask = _measured(
+            lambda: published.kept_mask(*attention, [layout.partitions], [budget], alpha)
+        )
+    except ValueError:
+        return _Published(None, rows, None, None, projector)
+    size = layout.height, layout.width
+    gather, _ = _measured(lambda: published.gather(projected, mask, [layout.grid], [size]))
+    return _Published(mask, rows, selection, gather, projector)
+
+
+def _rows(layout: Layout, kept: Tensor, mask: Tensor | None, policy: str) -> list[Row]:
+    counts = kept.sum(dim=1).tolist()
+    if mask is None:
+        return [Row(count, count, None, None) for count in counts]
+    selected = mask.sum(dim=1).tolist()
+    lost = (mask & ~_valid(layout)).sum(dim=1).tolist()
+    # "exact" keeps its budgets to the token; "published" loses what turns out to be padding.
+    budgets = counts if policy == "exact" else selected
+    return [Row(*row) for row in zip(budgets, counts, selected, lost, strict=True)]
+
+
+def _valid(layout: Layout) -> Tensor:
+    """Which patches are picture and not padding, (P, T) bool."""
+    (R, C), side = layout.grid, layout.side
+    valid = torch.ones(1, layout.tokens, dtype=torch.bool)
+    if R == 0 or layout.crop is None:
+        return valid.repeat(layout.partitions, 1)
+    top, bottom, left, right = layout.crop
+    grid = torch.zeros(R * side, C * side, dtype=torch.bool)
+    grid[top:bottom, left:right] = True
+    sub_images = grid.view(R, side, C, side).transpose(1, 2).reshape(R * C, -1)
+    return torch.cat((valid, sub_images))
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _measured(work: Callable[[], Any]) -> tuple[float, Any]:
+    """The fastest of a few runs, as many as the limit allows, and the result."""
+    fastest, result = _timed(work)
+    spent, runs = fastest, 1
+    while runs < _RUNS and spent < _LIMIT:
+        seconds, _ = _timed(work)
+        fastest = min(fastest, seconds)
+        spent, runs = spent + seconds, runs + 1
+    return fastest, result

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture through the method: `python -m hired_kernels demo`.
+
+A photograph is cut up, encoded and selected from; what is kept is counted, timed and drawn, each
+beside what the published code does with the same picture. What the figures cannot say is whether
+the choice is good: that takes trained weights, and without `--model` the weights are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from . import backends, comparison, geometry, ledger, picture
+from .geometry import Layout
+from .models import loading
+from .models.loading import ModelError, VisionModel
+
+PHOTOGRAPH = Path(__file__).parent / "data" / "photograph.jpg"
+TOWERS = ("auto", *loading.TOWERS)
+_PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one
+
+Say = Callable[[str], None]
+
+
+class DemoError(Exception):
+    """What stands in the way of the demo, in one line."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo kept, `kept` (P, T) bool, with its ledger, and the drawing at `path`."""
+
+    layout: Layout
+    kept: Tensor
+    rows: list[ledger.Row]
+    stages: list[ledger.Stage]
+    path: Path
+
+
+def run(
+    image: str | None = None,
+    *,
+    budget: float | int = 0.2,
+    alpha: float = 0.5,
+    policy: str = "exact",
+    model: str | None = None,
+    tower: str = "auto",
+    out: str = "out/demo.png",
+    say: Say = print,
+) -> Outcome:
+    """Run the demo; `say` gets its lines. `budget` is a share (float) or a count (int) of tokens.
+
+    `model` is a LLaVA-NeXT or LLaVA folder or hub name; without one, a `tower` of TOWERS gets
+    random weights. Raises DemoError, with one line, for what a user can get wrong.
+    """
+    path = _writable(Path(out))
+    photograph = open_picture(image)
+    size = f"{photograph.width} x {photograph.height} pixels"
+    say(f"picture     {image or 'the photograph that comes along'}, {size}")
+    vision = _vision_model(model, tower, photograph, say)
+    try:
+        layout = vision.layout(photograph.height, photograph.width)
+        tokens = {name: _tokens(layout, budget, name) for name in ("exact", "published")}
+        _say_plan(layout, tokens[policy], budget, alpha, policy, say)
+        result = comparison.compare(
+            vision,
+            photograph,
+            layout,
+            budget=tokens[policy],
+            published_budget=tokens["published"],
+            alpha=alpha,
+            policy=policy,
+            progress=_progress,
+        )
+    except ValueError as error:
+        raise DemoError(_first_line(error)) from error
+    _say_ledger(layout, result, alpha, say)
+    drawing = picture.draw(
+        vision.colours(result.pixels).numpy(),
+        result.kept.numpy(),
+        layout,
+        _footer(layout, result.kept, vision, alpha, policy),
+    )
+    drawing.save(path, format="PNG")
+    say(f"drawn       {path}, {drawing.width} x {drawing.height} pixels")
+    return Outcome(layout, result.kept, result.rows, result.stages, path)
+
+
+def open_picture(path: str | None) -> Image.Image:
+    """The picture at `path`, or the one that comes along, upright and in RGB."""
+    try:
+        with Image.open(path or PHOTOGRAPH) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except FileNotFoundError:
+        raise DemoError(f"picture {path}: no such file") from None
+    except IsADirectoryError:
+        raise DemoError(f"picture {path}: expected a file, got a folder") from None
+    except PermissionError:
+        raise DemoError(f"picture {path}: not allowed to read it") from None
+    except Exception as error:
+        # Decoders raise what they like, SyntaxError and struct.error among it.
+        raise DemoError(f"picture {path}: {_first_line(error)}") from error
+
+
+def _writable(path: Path) -> Path:
+    """`path`, if a file can be written there: found out before the tower runs, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise DemoError(f"out {path}: {error.strerror}") from None
+    return path
+
+
+def _vision_model(model: str | None, tower: str, photograph: Image.Image, say: Say) -> VisionModel:
+    if model is not None:
+        say(f"model       {model}")
+        try:
+            return loading.load_model(model)
+        except ModelError as error:
+            raise DemoError(str(error)) from error
+    size = tower
+    if tower == "auto":
+        size = "large"
+        partitions = geometry.layout(photograph.height, photograph.width).partitions
+        expected = loading.seconds_for("large", partitions)
+        if expected > _PATIENCE:
+            size = "small"
+            say(f"tower       the large one would take {expected:.0f} s here, so a smaller one")
+    vision = loading.random_model(size)
+    say(f"model       {vision.name}, random weights")
+    say("            Random weights choose at random: this shows how the method works and what it")
+    say("            costs, not what a trained model would keep. For that, give --model.")
+    return vision
+
+
+def _tokens(layout: Layout, budget: float | int, policy: str) -> int:
+    return layout.budget(budget, policy) if isinstance(budget, float) else budget
+
+
+def _say_plan(
+    layout: Layout, tokens: int, budget: float | int, alpha: float, policy: str, say: Say
+) -> None:
+    R, C = layout.grid
+    parts = f"the full image and {R} x {C} sub-images" if R else "the full image alone"
+    patches = layout.partitions * layout.tokens
+    share = f"{budget:.0%} is " if isinstance(budget, float) else ""
+    K = layout.kept(tokens, policy)
+    say(f"partitions  {parts}: {patches:,} patches, {layout.valid:,} of them picture")
+    say(f"budget      {share}{tokens:,} tokens, alpha {alpha:g}, policy {policy}")
+    say(f"            K = {K:,}, known from the picture's size alone")
+    say(f"backend     {backends.active('cpu')}")
+
+
+def _say_ledger(layout: Layout, result: comparison.Comparison, alpha: float, say: Say) -> None:
+    tables = ledger.token_lines(layout, result.rows), ledger.stage_lines(result.stages)
+    for line in ("", *tables[0], "", *tables[1], ""):
+        say(line)
+    if result.rows[0].published is None:
+        say(
+            f"            As published, alpha {alpha:g} divides by zero where tokens are left over."
+        )
+
+
+def _footer(
+    layout: Layout, kept: Tensor, vision: VisionModel, alpha: float, policy: str
+) -> tuple[str, str]:
+    count = int(kept.sum())
+    said = f"{count:,} of {layout.valid:,} tokens, {count / layout.valid:.0%}"
+    weights = "random weights choose at random" if vision.random else Path(vision.name).name
+    return f"{said}, policy {policy}, alpha {alpha:g}", weights
+
+
+def _progress(layers: range) -> Iterator[int]:
+    """A bar for the tower, where it takes longer than a moment."""
+    return iter(tqdm(layers, desc="vision tower", unit="layer", delay=2.0, leave=False))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

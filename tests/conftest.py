@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How hypothesis runs here: the same examples every time, so that a red test is red for everyone.
+
+HIRED_TEST_EXAMPLES=10000 tries that many examples of each test instead of the few of a normal run;
+they begin with those of the normal run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "hired",
+    max_examples=int(os.environ.get("HIRED_TEST_EXAMPLES", "100")),
+    derandomize=True,
+    database=None,
+    deadline=None,  # machines are shared, and the oracle is slow by design
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("hired")
+
+
+@pytest.fixture(scope="module")
+def dirty_memory() -> Iterator[None]:
+    """New tensors come full of NaN and of the largest integers: what is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small calls: waking threads costs the oracle more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

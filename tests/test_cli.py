@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, as a user meets it: `info`, `demo` and `bench`.
+
+The demo runs on the photograph that comes along with the smallest tower; what it draws is held to
+what it counts. Whatever a user can get wrong ends in one line on stderr and exit code 2.
+"""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from saved_models import save
+
+from hired_kernels import backends, cli, demo, info, picture
+from hired_kernels.geometry import layout
+from hired_kernels.models import loading
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments):
+    """Python in a process of its own."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def ledger_counts(text):
+    """The numbers of each line of the ledger: patches, padding, budget, kept, selected, lost."""
+    rows = re.findall(r"^(?:full image|sub-image \d, \d|the picture) +(.*)$", text, re.MULTILINE)
+    return [[int(re.sub("[,%]", "", word)) for word in row.split()] for row in rows]
+
+
+def test_info_names_every_backend(capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("hired_kernels")
+    for row in backends.table():
+        assert re.search(rf"^  {row.name} ", said, re.MULTILINE)
+        assert row.available or f"not available because: {row.why}" in said
+    assert re.search(rf"^  {backends.active('cpu')} +serves cpu", said, re.MULTILINE)
+    assert str(torch.get_num_threads()) in said
+
+
+def test_info_says_what_is_not_there(monkeypatch, capsys):
+    def absent():
+        raise ImportError("no module of that name")
+
+    rows = backends.table()
+    gone = dataclasses.replace(rows[0], name="other", available=False, why="it was never written")
+    monkeypatch.setattr(info, "_native_module", absent)
+    monkeypatch.setattr(backends, "table", lambda: [*rows, gone])
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "not built: no module of that name" in said
+    assert re.search(r"^  other +not available because: it was never written$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("policy", ["exact", "published"])
+def test_demo_draws_what_it_counts(policy, tmp_path):
+    lines = []
+    out = tmp_path / "new folder" / "demo.png"
+    outcome = demo.run(tower="tiny", policy=policy, out=str(out), say=lines.append)
+    with Image.open(demo.PHOTOGRAPH) as photograph:
+        assert outcome.layout == layout(photograph.height, photograph.width)
+    counts = outcome.kept.sum(dim=1).tolist()
+    *partitions, total = ledger_counts("\n".join(lines))
+    assert [row[3] for row in partitions] == counts
+    assert total[3] == sum(counts)
+    if policy == "exact":
+        assert total[3] == outcome.layout.budget(0.2)
+        assert all(row[2] == row[3] for row in partitions)
+    else:
+        # As published twice: by the operators, and as its code does it.
+        assert [row[2] for row in partitions] == [row[4] for row in partitions]
+        assert all(abs(row[3] - (row[4] - row[5])) <= 1 for row in partitions)  # up to ties
+
+    vision = loading.random_model("tiny")
+    seen = vision.colours(vision.pixels(demo.open_picture(None))).numpy()
+    everything = np.ones_like(outcome.kept.numpy())
+    bright = np.asarray(picture.draw(seen, everything, outcome.layout))
+    drawn = np.asarray(Image.open(outcome.path))
+    canvas = picture.arrange(outcome.layout, 336)
+    assert drawn.shape == bright.shape == (canvas.size[1], canvas.size[0], 3)
+    for p, t in np.ndindex(*everything.shape):
+        left, top, right, bottom = canvas.patches[p, t]
+        covered = any(
+            left < x_end and right > x and top < y_end and bottom > y
+            for x, y, x_end, y_end in picture.tags(outcome.layout, canvas)
+        )
+        if not covered and (p == 0 or inside(canvas.region, left, top)):
+            patch = slice(top, bottom), slice(left, right)
+            assert np.array_equal(drawn[patch], bright[patch]) == bool(outcome.kept[p, t])
+
+
+def inside(box, x, y):
+    return box[0] <= x < box[2] and box[1] <= y < box[3]
+
+
+def test_demo_says_that_random_weights_choose_at_random(tmp_path):
+    done = python(
+        "-m", "hired_kernels", "demo", "--tower", "tiny", "--out", str(tmp_path / "a.png")
+    )
+    assert done.returncode == 0
+    assert "Random weights choose at random" in done.stdout
+    assert str(tmp_path / "a.png") in done.stdout
+    assert Image.open(tmp_path / "a.png").format == "PNG"
+
+
+def test_demo_with_a_saved_model(tmp_path, capsys):
+    save("llava-next", tmp_path / "model")
+    Image.radial_gradient("L").resize((700, 300)).save(tmp_path / "grey.jpg")
+    arguments = [str(tmp_path / "grey.jpg"), "--model", str(tmp_path / "model"), "--budget", "300"]
+    arguments += ["--alpha", "0.25", "--out", str(tmp_path / "demo.png")]
+    assert cli.main(["demo", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "andom weights" not in said
+    full, *_, total = ledger_counts(said)
+    assert full[3] == 75
+    assert total[3] == 300
+    assert Image.open(tmp_path / "demo.png").size == picture.arrange(layout(300, 700), 336).size
+
+
+def test_demo_where_the_published_code_crashes(tmp_path, capsys):
+    out = ["--tower", "tiny", "--out", str(tmp_path / "demo.png")]
+    assert cli.main(["demo", *out, "--alpha", "1", "--budget", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "divides by zero" in said
+    assert re.search(r"^the picture .* 1,152 +- +-$", said, re.MULTILINE)
+    assert cli.main(["demo", *out, "--alpha", "1", "--budget", "0.5", "--policy", "published"]) == 2
+    assert "alpha" in only_line(capsys)
+
+
+def test_demo_without_sub_images(tmp_path, capsys):
+    save("llava", tmp_path / "model")
+    capsys.readouterr()
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "demo.png")]
+    assert cli.main(["demo", *arguments, "--budget", "0.5"]) == 0
+    assert ledger_counts(capsys.readouterr().out) == [[576, 0, 288, 288, 288, 0]]
+
+
+def only_line(capsys):
+    """The one line on stderr."""
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"hired( \w+)?: [^\n]+\n", said), said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing.jpg"], "missing.jpg: no such file"),
+        (["text.jpg"], "cannot identify image file"),
+        (["empty.png"], "cannot identify image file"),
+        (["cut.jpg"], "truncated"),
+        (["folder.jpg"], "got a folder"),
+        (["--model", "no/such/model"], "neither a folder nor a hub name"),
+        (["--model", "text.jpg"], "neither a folder nor a hub name"),
+        (["--model", "folder.jpg"], "model_type"),
+        (["--model", "nobody/has-this-model"], "no such folder, and from the hub"),
+        (["--out", "text.jpg/demo.png"], "out text.jpg"),
+        (["--out", "folder.jpg"], "out folder.jpg: Is a directory"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_demo_errors_are_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.jpg").write_bytes(demo.PHOTOGRAPH.read_bytes()[:50000])
+    (tmp_path / "folder.jpg").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert cli.main(["demo", *arguments]) == 2
+    assert expected in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["info", "more"],
+        ["demo", "--budget", "1.5"],
+        ["demo", "--budget", "0.0"],
+        ["demo", "--budget", "-3"],
+        ["demo", "--budget", "nan"],
+        ["demo", "--alpha", "2"],
+        ["demo", "--alpha", "nan"],
+        ["demo", "--policy", "other"],
+        ["demo", "--tower", "huge"],
+        ["demo", "--unknown"],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    only_line(capsys)
+
+
+@pytest.mark.parametrize("budget", [0.2, 1.0, 0, 1, 500])
+def test_whole_numbers_are_counts(budget):
+    parsed = cli._budget(str(budget))
+    assert (parsed, type(parsed)) == (budget, type(budget))
+
+
+def test_the_slow_machine_gets_the_small_tower(monkeypatch):
+    lines = []
+    monkeypatch.setattr(loading, "seconds_for", lambda size, partitions: 31.0)
+    monkeypatch.setattr(loading, "random_model", lambda size: SimpleNamespace(name=size))
+    model = demo._vision_model(None, "auto", demo.open_picture(None), lines.append)
+    assert model.name == "small"
+    assert "the large one would take 31 s" in lines[0]
+
+
+def test_towers_are_the_same_everywhere():
+    assert cli._TOWERS == demo.TOWERS
+
+
+def test_demo_without_transformers_says_what_to_install():
+    code = """
+import sys, hired_kernels
+from hired_kernels.cli import main
+assert "transformers" not in sys.modules
+sys.modules["transformers"] = None
+sys.exit(main(["demo"]))
+"""
+    done = python("-c", code)
+    expected = "hired demo: needs transformers: pip install 'hired-kernels[transformers]'\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_bench_needs_a_source_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "expected a source checkout" in only_line(capsys)
+
+
+def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):
+    (tmp_path / "benchmarks").mkdir()
+    script = "import sys; print(sys.argv[1:]); sys.exit(3)"
+    (tmp_path / "benchmarks" / "bench_select.py").write_text(script)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
+    assert cli.main(["bench", "--json", "out.json", "--help"]) == 3
+    assert capfd.readouterr().out == "['--json', 'out.json', '--help']\n"

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds of the operators whoever serves them, said without the oracle.
+
+Budgets add up and fit, a picture does not know its batch, a larger budget keeps what a smaller one
+kept; memory that is no one's business is neither read nor written; the same inputs give the same
+bits, on any number of threads; and offsets do not wrap at 2^31 or 2^32 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from callers import operator
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import Call, batches, bits, same, seeded_call, select_calls, select_qk_calls
+from torch import Tensor
+
+from hired_kernels import arguments, geometry
+
+pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
+
+OPS = ("select", "select_qk")
+any_call = st.one_of(
+    select_calls().map(lambda call: ("select", call)),
+    select_qk_calls().map(lambda call: ("select_qk", call)),
+)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def tensors(call: Call) -> dict[str, Tensor]:
+    return {name: value for name, value in call.items() if isinstance(value, Tensor)}
+
+
+def pictures(call: Call) -> list[tuple[tuple[int, int], tuple[int, ...] | None, list[int]]]:
+    """Grid, crop and capacities of each picture."""
+    grids, T = arguments.pairs(call["grids"]), call["features"].shape[1]
+    boxes = [None] * len(grids) if call["crops"] is None else arguments.quads(call["crops"])
+    # Where T is no square nothing is cropped, and all sub-images are whole.
+    room = [
+        geometry.capacities(grid, crop, math.isqrt(T)) if crop else [T] * (1 + grid[0] * grid[1])
+        for grid, crop in zip(grids, boxes, strict=True)
+    ]
+    return [
+        (grid, crop, [T, *capacities[1:]])
+        for grid, crop, capacities in zip(grids, boxes, room, strict=True)
+    ]
+
+
+def rows_of_pictures(call: Call, indices: Tensor, counts: Tensor) -> list[tuple[list, list]]:
+    """Each picture's rows of the output and its partitions' counts."""
+    T, integers = call["features"].shape[1], (call["grids"], call["budgets"])
+    owned = arguments.output_rows(*integers, T, call["crops"], call["policy"])
+    partitions = [1 + R * C for R, C in arguments.pairs(call["grids"])]
+    rows, lengths = indices.split(owned), counts.split(partitions)
+    return [(r.tolist(), c.tolist()) for r, c in zip(rows, lengths, strict=True)]
+
+
+# Budgets and order.
+
+
+@given(any_call)
+def test_budgets_add_up_and_fit(case: tuple[str, Call]) -> None:
+    op, call = case
+    _, indices, counts = operator(op, **call)
+    rows = rows_of_pictures(call, indices, counts)
+    for (_, _, room), budget, (row, kept) in zip(
+        pictures(call), call["budgets"], rows, strict=True
+    ):
+        assert all(0 <= n <= capacity for n, capacity in zip(kept, room, strict=True))
+        if call["policy"] == "exact":
+            assert sum(kept) == len(row) == min(budget, sum(room))
+        else:
+            assert sum(kept) <= len(row) == min(budget, len(room) * room[0])
+        assert row[sum(kept) :] == [-1] * (len(row) - sum(kept))
+        assert -1 not in row[: sum(kept)]
+
+
+@given(any_call)
+def test_rows_are_the_features_at_their_indices_in_reading_order(case: tuple[str, Call]) -> None:
+    op, call = case
+    features, T = call["features"], call["features"].shape[1]
+    tokens, indices, counts = operator(op, **call)
+    expected = bits(features).flatten(0, 1)[indices.clamp(min=0)].clone()
+    expected[indices < 0] = 0
+    assert torch.equal(bits(tokens), expected)
+
+    side, first = math.isqrt(T), 0
+    rows = rows_of_pictures(call, indices, counts)
+    for ((R, C), crop, _), (row, kept) in zip(pictures(call), rows, strict=True):
+        places = [divmod(index - first * T, T) for index in row[: sum(kept)]]
+        assert [sum(i == p for i, _ in places) for p in range(1 + R * C)] == kept
+        raster = [
+            (1, (i - 1) // C * side + t // side, (i - 1) % C * side + t % side) if i else (0, 0, t)
+            for i, t in places
+        ]
+        reading = raster if call["order"] == "raster" else places
+        assert reading == sorted(set(reading))
+        if crop and R:
+            top, bottom, left, right = crop
+            assert all(top <= y < bottom and left <= x < right for i, y, x in raster if i)
+        first += 1 + R * C
+
+
+@given(any_call)
+def test_both_orders_keep_the_same_tokens(case: tuple[str, Call]) -> None:
+    op, call = case
+    side = math.isqrt(call["features"].shape[1])
+    assume(side * side == call["features"].shape[1])
+    results = [operator(op, **{**call, "order": order}) for order in arguments.ORDERS]
+    assert torch.equal(results[0][1].sort().values, results[1][1].sort().values)
+    assert torch.equal(results[0][2], results[1][2])
+
+
+@given(any_call, st.data())
+def test_a_picture_does_not_know_its_batch(case: tuple[str, Call], data: st.DataObject) -> None:
+    op, call = case
+    grids, T = arguments.pairs(call["grids"]), call["features"].shape[1]
+    assume(grids)
+    b = data.draw(st.integers(0, len(grids) - 1))
+    begin = sum(1 + R * C for R, C in grids[:b])
+    end = begin + 1 + grids[b][0] * grids[b][1]
+    alone = {**call, "grids": [*grids[b]], "budgets": [call["budgets"][b]]}
+    for name, tensor in tensors(call).items():
+        per_picture = name.endswith("init") and tensor.shape[0] == len(grids)
+        alone[name] = tensor[b : b + 1] if per_picture else tensor[begin:end]
+    if call["crops"] is not None:
+        alone["crops"] = call["crops"][4 * b : 4 * b + 4]
+    _, indices, counts = operator(op, **call)
+    row, kept = rows_of_pictures(call, indices, counts)[b]
+    _, indices, counts = operator(op, **alone)
+    assert [i + begin * T if i >= 0 else -1 for i in indices.tolist()] == row
+    assert counts.tolist() == kept
+
+
+@given(any_call, st.data())
+def test_a_larger_budget_keeps_what_a_smaller_one_kept(
+    case: tuple[str, Call], data: st.DataObject
+) -> None:
+    # Of the sub-images this does not hold: largest remainders may take one away.
+    op, call = case
+    T = call["features"].shape[1]
+    # What `published` refuses depends on the budget.
+    assume(call["policy"] == "exact" or not any(call["grids"]))
+    more = [budget + data.draw(st.integers(0, T)) for budget in call["budgets"]]
+    P, first = call["features"].shape[0], 0
+    full = torch.zeros(P, dtype=torch.bool)
+    for R, C in arguments.pairs(call["grids"]):
+        full[first] = True
+        first += 1 + R * C
+
+    def kept(budgets: list[int]) -> set[int]:
+        _, indices, _ = operator(op, **{**call, "budgets": budgets})
+        return set(indices[full[indices // T]].tolist()) if P else set()
+
+    assert kept(call["budgets"]) <= kept(more)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 255, 256, 257, 576])
+def test_top_k_at_its_edges(T: int) -> None:
+    scores = torch.randperm(T, generator=torch.Generator().manual_seed(T)).float().view(1, 1, T)
+    features = torch.arange(1.0, T + 1).view(1, T, 1)
+    best = scores.flatten().argsort(descending=True)
+    for k in sorted({0, 1, 2, T // 2, T - 1, T, T + 1}):
+        tokens, indices, counts = operator(
+            "select", features=features, attn_init=scores, attn_final=scores, grids=[0, 0],
+            budgets=[k],
+        )  # fmt: skip
+        assert indices.tolist() == sorted(best[:k].tolist())
+        assert tokens.flatten().tolist() == [i + 1 for i in indices.tolist()]
+        assert counts.tolist() == [min(k, T)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "order"),
+    [
+        pytest.param([1.0, 2.0, 1.0, 2.0], [1, 3, 0, 2], id="ties"),
+        pytest.param([0.0] * 5, [0, 1, 2, 3, 4], id="all-equal"),
+        pytest.param([-0.0, 0.0, -0.0, 0.0], [0, 1, 2, 3], id="signed-zeros"),
+        pytest.param([-1e-45, -0.0, 1e-45, 0.0], [2, 1, 3, 0], id="denormals"),
+        pytest.param([math.nan, -math.inf, math.inf, 0.0, math.nan], [2, 3, 1, 0, 4], id="nan"),
+        pytest.param([-3e38, -math.inf, 3e38, math.inf], [3, 2, 0, 1], id="infinities"),
+        pytest.param([-1.0, -2.0, 1.0, 2.0], [3, 2, 0, 1], id="signs"),
+    ],
+)
+def test_order_of_scores(scores: list[float], order: list[int]) -> None:
+    T, rows = len(scores), torch.tensor(scores).view(1, 1, -1)
+    for k in range(T + 1):
+        _, indices, _ = operator(
+            "select", features=torch.empty(1, T, 0), attn_init=rows, attn_final=rows, grids=[0, 0],
+            budgets=[k],
+        )  # fmt: skip
+        assert indices.tolist() == sorted(order[:k])
+
+
+# Memory.
+
+
+def memory(tensor: Tensor) -> Tensor:
+    """All bytes of the buffer that a view lies in."""
+    return torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
+def around(tensor: Tensor, byte: int) -> Tensor:
+    """The same view of a copy of its buffer, all other bytes of which are `byte`."""
+    where = (tensor.shape, tensor.stride(), tensor.storage_offset())
+    width = tensor.element_size()
+    whole = memory(tensor)[: memory(tensor).numel() // width * width].view(-1, width)
+    covered = torch.zeros(len(whole), dtype=torch.bool)
+    covered.as_strided(*where).fill_(True)
+    whole = torch.where(covered[:, None], whole, torch.tensor(byte, dtype=torch.uint8))
+    return whole.view(tensor.dtype).view(-1).as_strided(*where)
+
+
+@given(any_call, st.sampled_from([0x00, 0x7B, 0xFB]))  # zero, large, large and negative
+def test_what_lies_around_a_view_is_not_read(case: tuple[str, Call], byte: int) -> None:
+    op, call = case
+    changed = {name: around(tensor, byte) for name, tensor in tensors(call).items()}
+    assert all(torch.equal(bits(changed[name]), bits(call[name])) for name in changed)
+    assert same(operator(op, **call), operator(op, **{**call, **changed}))
+
+
+@given(select_calls(), st.sampled_from([math.nan, math.inf, 1e4]))
+def test_of_P_initial_rows_only_the_full_images_are_read(call: Call, value: float) -> None:
+    P, grids = call["features"].shape[0], arguments.pairs(call["grids"])
+    assume(call["attn_init"].shape[0] == P)
+    changed, first = torch.full_like(call["attn_init"], value), 0
+    for R, C in grids:
+        changed[first] = call["attn_init"][first]
+        first += 1 + R * C
+    assert same(operator("select", **call), operator("select", **{**call, "attn_init": changed}))
+
+
+@given(any_call)
+def test_inputs_are_left_as_they_were(case: tuple[str, Call]) -> None:
+    op, call = case
+    before = {name: memory(tensor).clone() for name, tensor in tensors(call).items()}
+    operator(op, **call)
+    for name, tensor in tensors(call).items():
+        assert torch.equal(memory(tensor), before[name]), name
+
+
+@given(any_call)
+def test_outputs_are_as_large_as_said_and_nobody_elses(case: tuple[str, Call]) -> None:
+    op, call = case
+    P, T, D = call["features"].shape
+    outputs = operator(op, **call)
+    integers = (call["grids"], call["budgets"], T, call["crops"], call["policy"])
+    K = sum(arguments.output_rows(*integers))
+    sizes, dtypes = [(K, D), (K,), (P,)], [call["features"].dtype, torch.int64, torch.int64]
+    buffers = {tensor.untyped_storage().data_ptr() for tensor in tensors(call).values()}
+    for output, size, dtype in zip(outputs, sizes, dtypes, strict=True):
+        assert output.shape == size
+        assert output.dtype == dtype
+        assert output.is_contiguous()
+        assert output.untyped_storage().nbytes() == output.numel() * output.element_size()
+        assert output.numel() == 0 or output.untyped_storage().data_ptr() not in buffers
+
+
+@given(batches())
+def test_the_number_of_rows_is_known_from_the_integers(batch: tuple[int, int, Call]) -> None:
+    P, T, integers = batch
+    rows = arguments.output_rows(
+        *(integers[name] for name in ("grids", "budgets")), T, integers["crops"], integers["policy"]
+    )
+    attention = torch.zeros(P, 1, T)
+    call = {"features": torch.empty(P, T, 0), "attn_init": attention, "attn_final": attention}
+    assert operator("select", **call, **integers)[1].shape == (sum(rows),)
+
+
+# The same bits on every run.
+
+LARGE = {"grids": ((2, 2), (0, 0), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64}
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("op", OPS)
+def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtype) -> None:
+    call = seeded_call(op, 9, dtype=dtype, **LARGE, order="raster", policy="exact")
+    if op == "select":  # many ties: whoever counts them in another order is found out
+        call["attn_final"] = call["attn_final"].round()
+    torch.set_num_threads(1)
+    expected = operator(op, **call)
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        for _ in range(3):
+            assert same(operator(op, **call), expected)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("op", OPS)
+def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
+    torch.set_num_threads(2)
+    calls = [seeded_call(op, seed, **LARGE) for seed in range(4)]
+    expected = [operator(op, **call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            results = list(pool.map(lambda call: operator(op, **call), calls))
+            assert all(same(*pair) for pair in zip(results, expected, strict=True))
+
+
+# Offsets beyond 32 bits.
+
+
+def needs_gib(wanted: int) -> None:
+    """Skips where the machine has less memory than that to spare."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    spare = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    if spare < wanted * 2**20:
+        pytest.skip(f"needs {wanted} GiB of memory, and {spare / 2**20:.1f} GiB are available")
+
+
+def far(tensor: Tensor, dim: int) -> Tensor:
+    """The same values with more than 2^31 elements between the ends of one dimension."""
+    strides, last = list(tensor.stride()), tensor.shape[dim] - 1
+    strides[dim] = 2**31 // last + tensor.numel()
+    elements = tensor.numel() + strides[dim] * last
+    # Not torch.empty, which the fixture fills: only the pages that are written take memory.
+    storage = torch.UntypedStorage(elements * tensor.element_size())
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, strides).copy_(tensor)
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "dim"),
+    [
+        *(("select", name, dim) for name in ("attn_init", "attn_final") for dim in range(3)),
+        *(("select_qk", f"query_{layer}", dim) for layer in ("init", "final") for dim in range(2)),
+        *(("select_qk", f"key_{layer}", dim) for layer in ("init", "final") for dim in range(3)),
+        *((op, "features", dim) for op in OPS for dim in range(2)),
+    ],
+)
+def test_strides_beyond_32_bits(op: str, name: str, dim: int) -> None:
+    needs_gib(12)
+    call = seeded_call(op, 10, dtype=torch.float16)
+    call["features"] = call["features"].half()
+    expected = operator(op, **call)
+    assert same(operator(op, **{**call, name: far(call[name], dim)}), expected)
+
+
+def test_outputs_beyond_32_bits() -> None:
+    needs_gib(12)
+    T, D = 4096, 2**18 + 1
+    # Row t is the buffer from element t on: 2 GiB of output from 1 MB of input.
+    buffer = torch.randn(T + D, generator=torch.Generator().manual_seed(11)).half()
+    features = buffer.as_strided((1, T, D), (0, 1, 1))
+    attention = torch.zeros(1, 1, T)
+    torch.use_deterministic_algorithms(False)  # or all of the output is filled first
+    try:
+        tokens, indices, _ = operator(
+            "select", features=features, attn_init=attention, attn_final=attention,
+            grids=[0, 0], budgets=[T],
+        )  # fmt: skip
+    finally:
+        torch.use_deterministic_algorithms(True)
+    assert tokens.numel() * tokens.element_size() > 2**31
+    assert torch.equal(indices, torch.arange(T))
+    for t in (0, 1, T // 2, T - 2, T - 1):
+        assert torch.equal(bits(tokens[t]), bits(features[0, t]))

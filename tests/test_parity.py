@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU backend against the oracle, over everything that a call may be.
+
+`select` agrees to the bit in all outputs. `select_qk` computes scores in float32 where the oracle
+takes float64, so it is compared where every cut falls between scores that float32 can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from callers import by_backend, reference
+from hypothesis import assume, given, settings
+from strategies import (
+    HEAD_WIDTHS,
+    Call,
+    apart,
+    same,
+    seeded_call,
+    seeded_qk_call,
+    select_calls,
+    select_qk_calls,
+)
+
+from hired_kernels import arguments, backends
+
+if not any(row.name == "cpu" and row.available for row in backends.table()):
+    pytest.skip("the native library was not built", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
+
+cpu = by_backend("cpu")
+DTYPES = {"ids": lambda dtype: str(dtype).removeprefix("torch.")}
+LLAVA_NEXT = {"grids": ((2, 2), (1, 2), (3, 1)), "T": 576, "H": 16, "D": 8, "Dh": 64}
+
+
+@settings(max_examples=4 * settings().max_examples)
+@given(select_calls())
+def test_select(call: Call) -> None:
+    assert same(cpu("select", **call), reference("select", **call))
+
+
+@settings(max_examples=3 * settings().max_examples)
+@given(select_qk_calls())
+def test_select_qk(call: Call) -> None:
+    assume(apart(call))
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("order", arguments.ORDERS)
+@pytest.mark.parametrize("policy", arguments.POLICIES)
+@pytest.mark.parametrize("crops", [None, [5, 43, 0, 48, 0, 24, 7, 40, 0, 72, 12, 12]],
+                         ids=["whole", "cropped"])  # fmt: skip
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
+    rules = {"crops": crops, "policy": policy, "order": order}
+    if policy == "published":
+        rules |= {"share": 0.6}
+    call = seeded_call("select", 1, dtype=dtype, **LLAVA_NEXT, **rules)
+    assert same(cpu("select", **call), reference("select", **call))
+
+
+@pytest.mark.parametrize("policy", arguments.POLICIES)
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+def test_select_qk_of_llava_next_size(dtype, policy) -> None:
+    sizes = {**LLAVA_NEXT, "grids": ((2, 2), (1, 2))}
+    call = seeded_qk_call(2, dtype=dtype, **sizes, policy=policy)
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+@pytest.mark.parametrize("Dh", HEAD_WIDTHS)
+def test_head_widths(Dh: int, dtype: torch.dtype) -> None:
+    call = seeded_qk_call(3, Dh=Dh, dtype=dtype)
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("H", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("N", [16, 17, 18, 31, 32, 33, 64, 65])
+def test_more_keys_than_patches(N: int, H: int) -> None:
+    call = seeded_qk_call(4, N=N, H=H)
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("T", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 257])
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_token_counts_around_vector_widths(op: str, T: int) -> None:
+    sizes = {"T": T, "grids": ((0, 0), (0, 0)), "share": 0.5}
+    call = seeded_call(op, 5, **sizes) if op == "select" else seeded_qk_call(5, **sizes)
+    assert same(cpu(op, **call), reference(op, **call))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, 0.01, 0.3, -0.3, 1.0, 30.0, -30.0])
+def test_scale(scale: float) -> None:
+    call = seeded_qk_call(6, scale=scale)
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["query", "cls-key", "patch-key", "one-head", "all"])
+@pytest.mark.parametrize("layer", ["init", "final"])
+def test_queries_and_keys_that_are_not_finite(layer: str, where: str, value: float) -> None:
+    call = seeded_qk_call(7)
+    query, key = call[f"query_{layer}"], call[f"key_{layer}"]
+    if where == "query":
+        query[:, 0, 0] = value
+    elif where == "cls-key":
+        key[:, 0, 1, 3] = value
+    elif where == "patch-key":
+        key[:, 7, 1, 3] = value
+    elif where == "one-head":
+        key[:, :, 2, 0] = value
+    else:
+        key.fill_(value)
+    assert apart(call)
+    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+def test_a_fused_projection_is_read_in_place(dtype: torch.dtype) -> None:
+    call = seeded_qk_call(8, dtype=dtype)
+    expected = cpu("select_qk", **call)
+    for layer in ("init", "final"):
+        query, key = call[f"query_{layer}"], call[f"key_{layer}"]
+        P, N, H, Dh = key.shape
+        fused = torch.full((P, N, 3 * H * Dh), math.nan, dtype=dtype)  # what a Linear gives
+        q, k, _ = fused.chunk(3, dim=-1)
+        q[:, 0] = query.flatten(1)
+        k.copy_(key.flatten(2))
+        call |= {f"query_{layer}": q[:, 0].view(P, H, Dh), f"key_{layer}": k.view(P, N, H, Dh)}
+    assert same(cpu("select_qk", **call), expected)
+    assert same(expected, reference("select_qk", **call))
