@@ -53,8 +53,9 @@ def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise SystemExit(
-            "hired_kernels: building needs the PyTorch that is to be used, and pip hides it in an "
-            "isolated build. Install PyTorch 2.10 or later, then: pip install --no-build-isolation ."
+            "hired_kernels: building needs the PyTorch that is to be used, which pip hides from an "
+            "isolated build. Install PyTorch 2.10 or later, then: "
+            "pip install --no-build-isolation ."
         )
     return Path(spec.origin).parent
 

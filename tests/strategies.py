@@ -194,7 +194,8 @@ def batches(draw: st.DrawFn, largest_side: int = 12) -> tuple[int, int, Call]:
         (R, C) for R, C in GRIDS
         if R == 0 or (free and (policy == "exact" or T % (R * C) == 0))
     ]  # fmt: skip
-    grids = draw(st.lists(st.sampled_from(fits), max_size=4))
+    B = draw(st.sampled_from([1, 1, 2, 2, 3, 4, 0]))
+    grids = draw(st.lists(st.sampled_from(fits), min_size=B, max_size=B))
     alpha = draw(st.one_of(st.sampled_from(ALPHAS), st.floats(0, 1)))
     call: Call = {
         "grids": [size for grid in grids for size in grid],
