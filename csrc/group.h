@@ -10,7 +10,8 @@
 // bytes, copy(to, from, bytes) and zero(to, bytes). All but rank, size and add are collective:
 // every member calls them, the same number of times. For scores it names a Lane, kWidth floats that
 // one member works on at a time, and its LaneWord, with load, store, lane(lanes, i), and sum(lanes)
-// and max(lanes) over the lanes of all members.
+// and max(lanes) over the lanes of all members. Wide holds the product of a picture's tokens and a
+// partition's, within the backend's limits.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +33,8 @@ namespace hired {
 inline namespace HIRED_ISA {
 
 struct SerialGroup {
+  using Wide = int64_t;
+
   HIRED_FN int rank() const { return 0; }
   HIRED_FN int size() const { return 1; }
   HIRED_FN void sync() const {}

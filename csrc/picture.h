@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "group.h"
+
 namespace hired {
 
 enum class Policy : int32_t { kExact, kPublished };
@@ -28,7 +30,7 @@ struct Picture {
   int32_t output_rows;               // rows of the output that the picture owns
   int32_t top, bottom, left, right;  // what is picture, in patches of the assembled grid
 
-  constexpr int32_t sub_images() const { return rows * cols; }
+  HIRED_FN int32_t sub_images() const { return rows * cols; }
 };
 
 }  // namespace hired

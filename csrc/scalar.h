@@ -30,12 +30,16 @@ HIRED_FN To bit_cast(const From& from) {
   return to;
 }
 
-// `p` need not be aligned to Value.
+// On a host `p` need not be aligned to Value; on a GPU it is.
 template <class Value>
 HIRED_FN Value load_unaligned(const void* p) {
+#ifdef __CUDA_ARCH__
+  return *static_cast<const Value*>(p);
+#else
   Value value;
   memcpy(&value, p, sizeof value);
   return value;
+#endif
 }
 
 // Widening takes 32-bit words, one or a vector of them: the low 16 bits hold the narrow number.
@@ -55,6 +59,11 @@ HIRED_FN typename FloatOf<Word>::type widen_bfloat16(Word bits) {
 // does not depend on the processor's flush-to-zero mode.
 template <class Word>
 HIRED_FN typename FloatOf<Word>::type widen_float16(Word bits) {
+#ifdef __CUDA_ARCH__
+  float widened;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(widened) : "h"(static_cast<uint16_t>(bits)));
+  return widened;
+#else
   using Float = typename FloatOf<Word>::type;
   const Word sign = (bits & 0x8000u) << 16;
   const Word magnitude = (bits & 0x7fffu) << 13;
@@ -66,6 +75,7 @@ HIRED_FN typename FloatOf<Word>::type widen_float16(Word bits) {
   const Word implied = bit_cast<Word>(
       Float(bit_cast<Float>(Word(magnitude + 0x38800000u)) - bit_cast<float>(0x38800000u)));
   return bit_cast<Float>(Word((magnitude < 0x00800000u ? implied : normal) | sign));
+#endif
 }
 
 HIRED_FN float load_float(const float* p) {

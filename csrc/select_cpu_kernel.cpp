@@ -210,27 +210,38 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     int32_t* shifts = nullptr;
     if (raster(picture, p)) {
       shifts = w.shifts + p * side;
-      raster_shifts(group, picture, side, partition - 1, w.row_counts + (first + 1) * side,
-                    counts + 1, shifts);
+      raster_shifts(
+          group, picture, side, partition - 1,
+          w.row_counts + (first + 1 + (partition - 1) / picture.cols * picture.cols) * side,
+          counts + 1, shifts);
     }
-    place(group, rules, picture, partition, w.kept + p * T, counts, shifts, call.output.indices);
-    if (partition == 0) place_nothing(group, picture, counts, call.output.indices);
+    const int64_t base = base_row(picture, partition, counts, shifts != nullptr);
+    int64_t* indices = call.output.indices;
+    for (int64_t i = 0; i < counts[partition]; ++i) {
+      const int32_t t = w.kept[p * T + i];
+      indices[base + i + (shifts != nullptr ? shifts[t / side] : 0)] = p * T + t;
+    }
+    if (partition > 0) return;
+    for (int64_t i = filled_rows(picture, counts); i < picture.output_rows; ++i) {
+      indices[picture.first_row + i] = -1;
+    }
   });
 
   const Features& features = call.features;
   if (features.row_bytes == 0) return;
-  const auto* source = static_cast<const char*>(features.data);
   const int64_t K = call.plan->output_rows;
-  const int64_t* indices = call.output.indices;
+  const auto token = [&](int64_t row) -> const char* {
+    const int64_t index = call.output.indices[row];
+    if (index < 0) return nullptr;
+    return token_at(static_cast<const char*>(features.data), features.stride_p_bytes,
+                    features.stride_t_bytes, index / T, static_cast<int32_t>(index % T));
+  };
   sweep(pool, K, 2 * features.row_bytes, [&](int64_t row) {
     // Kept rows lie scattered: the processor's own prefetcher would start afresh on each.
-    if (row + 1 < K && indices[row + 1] >= 0) {
-      const char* next = feature_row(source, features.stride_p_bytes, features.stride_t_bytes, T,
-                                     indices[row + 1]);
+    if (const char* next = row + 1 < K ? token(row + 1) : nullptr; next != nullptr) {
       for (int64_t i = 0; i < features.row_bytes; i += kCacheLine) __builtin_prefetch(next + i);
     }
-    gather_row(group, source, features.stride_p_bytes, features.stride_t_bytes, T, indices[row],
-               features.row_bytes,
+    gather_row(group, token(row), features.row_bytes,
                static_cast<char*>(call.output.tokens) + row * features.row_bytes);
   });
 }

@@ -25,16 +25,18 @@ HIRED_FN void count_weights(const Group& group, const Rules& rules, const Pictur
   for (int32_t t = group.rank(); t < rules.tokens; t += group.size()) {
     if (!cut.keeps(keys[t], t)) continue;
     const bool runs = rules.policy == Policy::kPublished;
-    group.add(&weights[runs ? t / run : sub_image_of(picture, rules.side, t)], 1);
+    group.add(&weights[runs ? t / run : sub_image_of<typename Group::Wide>(picture, rules.side, t)],
+              1);
   }
   group.sync();
 }
 
 // What the members of a group share while they allocate; [R * C] each.
+template <class Wide>
 struct AllocateScratch {
   uint32_t* weights;
   int32_t* capacities;
-  int64_t* remainders;
+  Wide* remainders;
 };
 
 // Largest remainder under capacity: shares [n] part `rest` by `weights` [n]; where shares,
@@ -43,34 +45,36 @@ struct AllocateScratch {
 // sub-images, so every member walks over all of them rather than wait for a reduction; at most n
 // rounds.
 template <class Group>
-HIRED_FN void share_out(const Group& group, int64_t rest, int32_t n, const uint32_t* weights,
-                        const int32_t* capacities, int32_t* shares, int64_t* remainders) {
-  constexpr int64_t kFixed = -1;  // in place of a remainder
+HIRED_FN void share_out(const Group& group, typename Group::Wide rest, int32_t n,
+                        const uint32_t* weights, const int32_t* capacities, int32_t* shares,
+                        typename Group::Wide* remainders) {
+  using Wide = typename Group::Wide;
+  constexpr Wide kFixed = -1;  // in place of a remainder
   for (int32_t i = group.rank(); i < n; i += group.size()) remainders[i] = shares[i] = 0;
   group.sync();
   for (;;) {
-    int64_t weight_sum = 0, capacity_sum = 0;
+    Wide weight_sum = 0, capacity_sum = 0;
     for (int32_t i = 0; i < n; ++i) {
       if (remainders[i] == kFixed) continue;
-      weight_sum += weights[i];
+      weight_sum += static_cast<Wide>(weights[i]);
       capacity_sum += capacities[i];
     }
-    const int64_t sum = weight_sum > 0 ? weight_sum : capacity_sum;
+    const Wide sum = weight_sum > 0 ? weight_sum : capacity_sum;
     if (sum == 0) return;  // nothing left to share, and nobody left to take it
     group.sync();
     for (int32_t i = group.rank(); i < n; i += group.size()) {
       if (remainders[i] == kFixed) continue;
-      const int64_t product = rest * (weight_sum > 0 ? int64_t{weights[i]} : capacities[i]);
+      const Wide product = rest * (weight_sum > 0 ? static_cast<Wide>(weights[i]) : capacities[i]);
       shares[i] = static_cast<int32_t>(product / sum);
       remainders[i] = product % sum;
     }
     group.sync();
-    int64_t left = rest;
+    Wide left = rest;
     for (int32_t i = 0; i < n; ++i) left -= remainders[i] == kFixed ? 0 : shares[i];
     group.sync();
     for (int32_t i = group.rank(); i < n; i += group.size()) {
       if (remainders[i] == kFixed) continue;
-      int64_t ahead = 0;  // ties to the lower index
+      Wide ahead = 0;  // ties to the lower index
       for (int32_t j = 0; j < n; ++j) {
         ahead += remainders[j] > remainders[i] || (remainders[j] == remainders[i] && j < i);
       }
@@ -124,7 +128,7 @@ HIRED_FN void share_out_published(const Group& group, int32_t rest, int32_t n, i
 template <class Group>
 HIRED_FN void allocate(const Group& group, const Rules& rules, const Picture& picture,
                        const uint32_t* keys, ChooseScratch* choose_scratch,
-                       const AllocateScratch& scratch, int32_t* budgets) {
+                       const AllocateScratch<typename Group::Wide>& scratch, int32_t* budgets) {
   const int32_t n = picture.sub_images();
   if (group.rank() == 0) budgets[0] = picture.full_budget;
   if (picture.rest == 0) {

@@ -8,20 +8,19 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-HIRED_FN const char* feature_row(const char* features, int64_t stride_p, int64_t stride_t,
-                                 int32_t T, int64_t index) {
-  return features + index / T * stride_p + index % T * stride_t;
+// A token of features [P, T, D], whose strides are in bytes.
+HIRED_FN const char* token_at(const char* features, int64_t stride_p, int64_t stride_t, int64_t p,
+                              int32_t t) {
+  return features + p * stride_p + t * stride_t;
 }
 
-// features [P, T, D] with strides in bytes and unit stride in D; one row of the output, `bytes`
-// long. Index -1 gives zeros.
+// One row of the output, `bytes` long: the token, or zeros where there is none (null).
 template <class Group>
-HIRED_FN void gather_row(const Group& group, const char* features, int64_t stride_p,
-                         int64_t stride_t, int32_t T, int64_t index, int64_t bytes, char* row) {
-  if (index < 0) {
+HIRED_FN void gather_row(const Group& group, const char* token, int64_t bytes, char* row) {
+  if (token == nullptr) {
     group.zero(row, bytes);
   } else {
-    group.copy(row, feature_row(features, stride_p, stride_t, T, index), bytes);
+    group.copy(row, token, bytes);
   }
 }
 

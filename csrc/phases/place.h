@@ -37,7 +37,8 @@ HIRED_FN int32_t list_kept(const Group& group, const Rules& rules, const Picture
 }
 
 // shifts [side]: what is added to a patch's position in its sub-image to give its place among all
-// kept patches of the sub-images in raster order. row_counts [R * C, side], counts [R * C].
+// kept patches of the sub-images in raster order. row_counts [C, side] are those of the sub-images
+// in the same row of the grid, counts [R * C].
 template <class Group>
 HIRED_FN void raster_shifts(const Group& group, const Picture& picture, int32_t side,
                             int32_t sub_image, const uint32_t* row_counts, const int64_t* counts,
@@ -45,12 +46,11 @@ HIRED_FN void raster_shifts(const Group& group, const Picture& picture, int32_t 
   const int32_t C = picture.cols, r = sub_image / C, c = sub_image % C;
   uint32_t passed = 0;
   for (int32_t i = 0; i < r * C; ++i) passed += static_cast<uint32_t>(counts[i]);
-  const uint32_t* band = row_counts + int64_t{r} * C * side;  // sub-images of the same row
   for (int32_t base = 0; base < side; base += group.size()) {
     const int32_t y = base + group.rank();
     uint32_t left = 0, others = 0;  // kept in patch row y: left of this sub-image; beside it
     for (int32_t j = 0; j < C && y < side; ++j) {
-      const uint32_t count = j == c ? 0 : band[int64_t{j} * side + y];
+      const uint32_t count = j == c ? 0 : row_counts[int64_t{j} * side + y];
       others += count;
       left += j < c ? count : 0;
     }
@@ -62,30 +62,20 @@ HIRED_FN void raster_shifts(const Group& group, const Picture& picture, int32_t 
   group.sync();
 }
 
-// Writes the indices p * T + t of one partition's kept patches to their rows of the picture's
-// output. counts [1 + R * C]; shifts [side] for a sub-image under raster order, null otherwise.
-template <class Group>
-HIRED_FN void place(const Group& group, const Rules& rules, const Picture& picture,
-                    int32_t partition, const int32_t* kept, const int64_t* counts,
-                    const int32_t* shifts, int64_t* indices) {
-  const int64_t base = int64_t{picture.first_partition + partition} * rules.tokens;
-  int64_t row = picture.first_row + (shifts != nullptr ? counts[0] : 0);
-  for (int32_t i = 0; i < partition && shifts == nullptr; ++i) row += counts[i];
-  for (int64_t i = group.rank(); i < counts[partition]; i += group.size()) {
-    const int32_t t = kept[i];
-    indices[row + i + (shifts != nullptr ? shifts[t / rules.side] : 0)] = base + t;
-  }
+// The output row from which a partition's kept patches count: to it, a patch adds its position in
+// the partition and, where `raster`, the shift of its patch row. counts [1 + R * C].
+HIRED_FN int64_t base_row(const Picture& picture, int32_t partition, const int64_t* counts,
+                          bool raster) {
+  int64_t row = picture.first_row;
+  for (int32_t i = 0; i < (raster ? 1 : partition); ++i) row += counts[i];
+  return row;
 }
 
-// Rows that the picture owns and does not fill (`published` only) take index -1.
-template <class Group>
-HIRED_FN void place_nothing(const Group& group, const Picture& picture, const int64_t* counts,
-                            int64_t* indices) {
+// Rows of the output that a picture fills; what it owns beyond them (`published` only) is empty.
+HIRED_FN int64_t filled_rows(const Picture& picture, const int64_t* counts) {
   int64_t filled = 0;
   for (int32_t i = 0; i <= picture.sub_images(); ++i) filled += counts[i];
-  for (int64_t i = filled + group.rank(); i < picture.output_rows; i += group.size()) {
-    indices[picture.first_row + i] = -1;
-  }
+  return filled;
 }
 
 }  // namespace HIRED_ISA

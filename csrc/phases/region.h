@@ -36,15 +36,17 @@ HIRED_FN bool is_whole(const Picture& picture, int32_t side) {
 
 // Which of `parts` sub-images along one axis the centre of patch i of the full image lies in, where
 // the full image shows [low, high) of the assembled axis.
+template <class Wide>
 HIRED_FN int32_t part_of(int32_t i, int32_t side, int32_t low, int32_t high, int32_t parts) {
-  const int64_t centre = int64_t{2} * side * low + (int64_t{2} * i + 1) * (high - low);
-  const auto part = static_cast<int32_t>(centre / (int64_t{2} * side * side));
+  const Wide centre = Wide{2} * side * low + (Wide{2} * i + 1) * (high - low);
+  const auto part = static_cast<int32_t>(centre / (Wide{2} * side * side));
   return part < parts ? part : parts - 1;
 }
 
+template <class Wide>
 HIRED_FN int32_t sub_image_of(const Picture& picture, int32_t side, int32_t t) {
-  const int32_t r = part_of(t / side, side, picture.top, picture.bottom, picture.rows);
-  const int32_t c = part_of(t % side, side, picture.left, picture.right, picture.cols);
+  const int32_t r = part_of<Wide>(t / side, side, picture.top, picture.bottom, picture.rows);
+  const int32_t c = part_of<Wide>(t % side, side, picture.left, picture.right, picture.cols);
   return r * picture.cols + c;
 }
 

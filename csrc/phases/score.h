@@ -25,6 +25,7 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
     for (int64_t h = 1; h < H; ++h) sum += group.load(column + h * stride_h, stride_t, n);
     for (int i = 0; i < n; ++i) keys[t + i] = ordered_key(group.lane(sum, i));
   }
+  group.sync();
 }
 
 // e^x for x <= 0 within 1 ulp or two, denormal results included; NaN for NaN. 2^n comes in two

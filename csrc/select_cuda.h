@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA launchers: exactly one kernel a call (one for each kLargeBatch pictures, or kSmallBatch
+// on sm_61), nothing else enqueued, no synchronisation. They take the stream, a workspace of
+// uninitialised memory and counters from their caller.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "select.h"
+
+namespace hired {
+
+inline constexpr int kThreads = 256;      // of a block
+inline constexpr int kSmallBatch = 64;    // pictures of a launch within 4 KB of parameters
+inline constexpr int kLargeBatch = 512;   // the same within 32 KB, which sm_70 and later have
+inline constexpr int kMaxSubImages = 64;  // of a picture
+
+inline constexpr Limits kCudaLimits = {"cuda", 1 << 24, 1 << 12, kMaxSubImages, 1 << 13, 64, 256};
+
+// What a launch counts: zero before it, and left at zero by it.
+struct Counters {
+  uint32_t tickets;
+  uint32_t left;  // blocks that have finished
+  struct {
+    uint32_t heads_init, heads_final;  // head jobs done
+    uint32_t weighed;                  // 1 once its budgets are known
+    uint32_t chosen;                   // partitions whose list is known
+  } picture[kLargeBatch];
+};
+
+struct DeviceWorkspace {
+  Counters* counters;
+  float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer
+  int32_t* kept;         // [P, T]
+  uint32_t* row_counts;  // [P, side]
+  int32_t* budgets;      // [P]
+};
+
+struct CudaPlace {
+  void* stream;        // cudaStream_t
+  Counters* counters;  // of this stream, or of this node of a graph, alone
+  void* workspace;     // cuda_workspace_bytes(call), 16 bytes aligned
+  int32_t threads;     // of a block, a multiple of 32: kThreads
+};
+
+size_t cuda_workspace_bytes(const SelectCall& call);
+size_t cuda_workspace_bytes(const SelectQkCall& call);
+
+Status launch_select_cuda(const SelectCall& call, const CudaPlace& place);
+Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place);
+
+// Counters for launches on a stream of the current device: always the same for a stream; new ones
+// for each launch that a graph captures, since a graph may run beside its stream. They live as long
+// as the process.
+Status find_counters(void* stream, Counters** counters);
+
+}  // namespace hired

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// hired::select and hired::select_qk as one kernel launch, on every GPU from sm_61 on.
+//
+// Grid: one block a job, four kinds of them, in this order:
+//   heads   (select_qk) one head of one score row: N dot products, softmax, T probabilities, which
+//           stand in the workspace as attention rows do in `select`
+//   weigh   one picture: scores of its full image at the initial layer, budgets of its partitions
+//   choose  one partition: scores at the final layer, its top-k as a list and as counts
+//   gather  some kept tokens of one partition: their rows of the output, and the copy
+// A block does not take the job of its index but the next of the list, by a ticket that it draws
+// with atomicAdd as it starts.
+//
+// It cannot hang, whatever else runs on the device. A job waits only for jobs that stand before it
+// in the list: choose and weigh for heads, choose for weigh, gather for choose. Whoever holds a
+// ticket is running, and so is every holder of a lower one, or it has finished. Of the unfinished
+// tickets drawn, the lowest therefore waits for nobody and ends; so does the next, and so on. No
+// block waits for one that has not started.
+//
+// Counters return to zero: the last block to leave clears them for the next launch.
+//
+// Bytes: every key or attention element once, every kept token read and written once; beside them
+// H * T probabilities a score row (select_qk), 2 * T words a partition, all within the L2.
+#pragma once
+
+#include "device.cuh"
+#include "phases/allocate.h"
+#include "phases/choose.h"
+#include "phases/gather.h"
+#include "phases/place.h"
+#include "phases/region.h"
+#include "phases/score.h"
+#include "select.h"
+#include "select_cuda.h"
+
+namespace hired {
+inline namespace HIRED_ISA {
+
+// 16 bytes of keys a thread in flight, this many times over. Predicted, not measured: 256 threads
+// * 8 * 16 bytes = 32 KB a block covers the 22 KB an SM of an H200 needs in flight (4.8 TB/s at
+// 0.6 us over 132 SMs) with one block, and a P40's 7 KB (346 GB/s at 0.6 us over 30) many times.
+constexpr int kKeysInFlight = 8;
+
+// What registers are counted for: enough that nothing spills, on every architecture (docs/kernels.md).
+constexpr int kBlocksPerSm = 2;
+
+// A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
+// whole call, as in Picture.
+template <int kPictures>
+struct LaunchParams {
+  Rules rules;
+  Features features;
+  Output output;
+  Attention attention_init, attention_final;  // select
+  QueriesKeys keys_init, keys_final;          // select_qk
+  DeviceWorkspace workspace;
+  int64_t P;
+  int32_t H, N, Dh;
+  float scale;
+  int32_t first_picture, count;
+  int32_t first_partition, partitions;  // of this launch
+  int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
+  int32_t key_lanes;  // lanes that share a key in 16-byte pieces; 0: its alignment allows none
+  Picture pictures[kPictures];
+};
+
+template <int kPictures>
+__device__ __forceinline__ int32_t picture_of_partition(const LaunchParams<kPictures>& params,
+                                                        int32_t p) {
+  int32_t low = 0, high = params.count - 1;
+  while (low < high) {
+    const int32_t middle = (low + high + 1) / 2;
+    if (params.pictures[middle].first_partition <= p) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// Gather jobs before picture b of this launch.
+template <int kPictures>
+__device__ __forceinline__ int32_t gather_jobs_before(const LaunchParams<kPictures>& params,
+                                                      int32_t b) {
+  const int32_t partitions = params.pictures[b].first_partition - params.first_partition;
+  return b * params.full_blocks + (partitions - b) * params.sub_blocks;
+}
+
+// Dot products of one head, as logits [N] in shared memory. Each warp takes kKeysInFlight times
+// 32 / lanes keys a round; `lanes` lanes share a key in 16-byte pieces.
+template <class Scalar>
+__device__ __forceinline__ void dot_by_pieces(const float* query, const Scalar* keys,
+                                              int64_t stride_n, int32_t N, int32_t Dh,
+                                              int32_t lanes, float scale, float* logits) {
+  constexpr int kPiece = 16 / static_cast<int>(sizeof(Scalar));
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int together = kWarp / lanes;  // keys of one load of a warp
+  const int piece = lane % lanes;
+  const int pieces = Dh / kPiece;
+  for (int32_t base = warp * together; base < N; base += kKeysInFlight * warps * together) {
+    float sums[kKeysInFlight];
+#pragma unroll
+    for (int j = 0; j < kKeysInFlight; ++j) sums[j] = 0.0f;
+    for (int d = piece; d - piece < pieces; d += lanes) {
+      // Load
+      uint4 held[kKeysInFlight];
+#pragma unroll
+      for (int j = 0; j < kKeysInFlight; ++j) {
+        const int32_t n = base + j * warps * together + lane / lanes;
+        held[j] = n < N && d < pieces
+                      ? __ldg(reinterpret_cast<const uint4*>(keys + n * stride_n) + d)
+                      : make_uint4(0, 0, 0, 0);
+      }
+      // Multiply
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) {
+        const float q = d < pieces ? query[d * kPiece + i] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < kKeysInFlight; ++j) sums[j] += q * piece_element<Scalar>(held[j], i);
+      }
+    }
+    // Reduce
+#pragma unroll
+    for (int j = 0; j < kKeysInFlight; ++j) {
+      for (int step = lanes / 2; step > 0; step /= 2) {
+        sums[j] += __shfl_xor_sync(kFullWarp, sums[j], step);
+      }
+      const int32_t n = base + j * warps * together + lane / lanes;
+      if (piece == 0 && n < N) logits[n] = sums[j] * scale;
+    }
+  }
+}
+
+// The same whatever the alignment and width: a key a warp, an element a lane.
+template <class Scalar>
+__device__ __forceinline__ void dot_by_elements(const float* query, const Scalar* keys,
+                                                int64_t stride_n, int32_t N, int32_t Dh,
+                                                float scale, float* logits) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int32_t n = static_cast<int>(threadIdx.x) / kWarp; n < N; n += warps) {
+    float sum = 0.0f;
+    for (int d = lane; d < Dh; d += kWarp) sum += query[d] * load_float(keys + n * stride_n + d);
+    for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
+    if (lane == 0) logits[n] = sum * scale;
+  }
+}
+
+// Shared memory: query [Dh], logits [N].
+template <class Scalar, int kPictures>
+__device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
+                                          char* shared, const BlockGroup& group) {
+  const int32_t init_jobs = params.count * params.H;
+  const bool init = job < init_jobs;
+  const int32_t row = (init ? job : job - init_jobs) / params.H;
+  const int32_t h = (init ? job : job - init_jobs) % params.H;
+  const int32_t p = params.first_partition + row;  // final layer
+  const int32_t b = init ? row : picture_of_partition(params, p);
+  const Picture& picture = params.pictures[b];
+  auto& counters = params.workspace.counters->picture[b];
+  if (init && picture.rest == 0) return;  // nobody will ask
+
+  const QueriesKeys& layer = init ? params.keys_init : params.keys_final;
+  const int64_t call_picture = params.first_picture + b;
+  const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
+  const int64_t index = init ? init_index : p;
+  const auto* query = static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
+                      h * layer.query_stride_h;
+  const auto* keys =
+      static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row + h * layer.key_stride_h;
+  auto* shared_query = reinterpret_cast<float*>(shared);
+  float* logits = shared_query + (params.Dh + 3) / 4 * 4;
+  for (int d = group.rank(); d < params.Dh; d += group.size()) {
+    shared_query[d] = load_float(query + d);
+  }
+  group.sync();
+  if (params.key_lanes > 0) {
+    dot_by_pieces(shared_query, keys, layer.key_stride_n, params.N, params.Dh, params.key_lanes,
+                  params.scale, logits);
+  } else {
+    dot_by_elements(shared_query, keys, layer.key_stride_n, params.N, params.Dh, params.scale,
+                    logits);
+  }
+  group.sync();
+  const int64_t score_row = init ? params.P + call_picture : p;
+  float* probabilities =
+      params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens;
+  add_softmax(group, logits, params.N, params.rules.tokens, /*first=*/true, probabilities);
+  arrive(init ? &counters.heads_init : &counters.heads_final);
+}
+
+// keys [T] in shared memory of one score row, waiting for its heads if they are being computed.
+template <class Scalar, bool kFromKeys, int kPictures>
+__device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params, int32_t b,
+                                          bool init, int64_t p, const BlockGroup& group,
+                                          uint32_t* keys) {
+  const int32_t H = params.H, T = params.rules.tokens;
+  const Picture& picture = params.pictures[b];
+  const int64_t call_picture = params.first_picture + b;
+  if constexpr (kFromKeys) {
+    auto& counters = params.workspace.counters->picture[b];
+    const auto heads = static_cast<uint32_t>(H);
+    if (init) {
+      wait_for(&counters.heads_init, heads);
+    } else {
+      wait_for(&counters.heads_final, heads * static_cast<uint32_t>(1 + picture.sub_images()));
+    }
+    const int64_t row = init ? params.P + call_picture : p;
+    score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
+  } else {
+    const Attention& layer = init ? params.attention_init : params.attention_final;
+    const int64_t init_row = layer.rows == params.P ? picture.first_partition : call_picture;
+    const auto* attention =
+        static_cast<const Scalar*>(layer.data) + (init ? init_row : p) * layer.stride_row;
+    score_attention(group, attention, layer.stride_h, layer.stride_t, H, T, keys);
+  }
+}
+
+// Shared memory: remainders, weights, capacities [R * C] and budgets [1 + R * C] at their largest,
+// ChooseScratch, keys [T].
+template <class Scalar, bool kFromKeys, int kPictures>
+__device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params, int32_t b,
+                                          char* shared, const BlockGroup& group) {
+  const Picture& picture = params.pictures[b];
+  const int32_t n = picture.sub_images();
+  auto* remainders = reinterpret_cast<BlockGroup::Wide*>(shared);
+  auto* weights = reinterpret_cast<uint32_t*>(remainders + kMaxSubImages);
+  auto* capacities = reinterpret_cast<int32_t*>(weights + kMaxSubImages);
+  int32_t* budgets = capacities + kMaxSubImages;
+  auto* choose_scratch = reinterpret_cast<ChooseScratch*>(budgets + kMaxSubImages + 1);
+  auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
+  if (picture.rest > 0) {
+    score_row<Scalar, kFromKeys>(params, b, /*init=*/true, 0, group, keys);
+  }
+  allocate(group, params.rules, picture, keys, choose_scratch, {weights, capacities, remainders},
+           budgets);
+  group.sync();
+  for (int32_t i = group.rank(); i <= n; i += group.size()) {
+    params.workspace.budgets[picture.first_partition + i] = budgets[i];
+  }
+  arrive(&params.workspace.counters->picture[b].weighed);
+}
+
+// Shared memory: ChooseScratch, row counts [side], keys [T].
+template <class Scalar, bool kFromKeys, int kPictures>
+__device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params, int32_t p,
+                                           char* shared, const BlockGroup& group) {
+  const Rules& rules = params.rules;
+  const int32_t T = rules.tokens, side = rules.side;
+  const int32_t b = picture_of_partition(params, p);
+  const Picture& picture = params.pictures[b];
+  const int32_t partition = p - picture.first_partition;
+  auto& counters = params.workspace.counters->picture[b];
+  auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
+  auto* row_counts = reinterpret_cast<uint32_t*>(choose_scratch + 1);
+  uint32_t* keys = row_counts + side;
+  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, group, keys);
+  if (rules.policy == Policy::kExact && partition > 0 && !is_whole(picture, side)) {
+    exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
+  }
+  int32_t budget = picture.full_budget;
+  if (partition > 0) {
+    wait_for(&counters.weighed, 1);
+    budget = load_fresh(params.workspace.budgets + p);
+  }
+  const Cut cut = choose(group, keys, T, budget, choose_scratch);
+  const bool raster = rules.order == Order::kRaster && partition > 0;
+  const int32_t count =
+      list_kept(group, rules, picture, partition, keys, cut, params.workspace.kept + int64_t{p} * T,
+                raster ? row_counts : nullptr);
+  group.sync();
+  if (raster) {
+    for (int32_t y = group.rank(); y < side; y += group.size()) {
+      params.workspace.row_counts[int64_t{p} * side + y] = row_counts[y];
+    }
+  }
+  if (group.rank() == 0) params.output.counts[p] = count;
+  arrive(&counters.chosen);
+}
+
+// Shared memory: counts [1 + R * C], shifts [side], row counts [C, side] of the sub-images in the
+// same row of the grid.
+template <int kPictures>
+__device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params, int32_t job,
+                                           char* shared, const BlockGroup& group) {
+  const Rules& rules = params.rules;
+  const int32_t T = rules.tokens, side = rules.side;
+  int32_t b = 0, high = params.count - 1;
+  while (b < high) {
+    const int32_t middle = (b + high + 1) / 2;
+    if (gather_jobs_before(params, middle) <= job) {
+      b = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const Picture& picture = params.pictures[b];
+  const int32_t n = picture.sub_images();
+  job -= gather_jobs_before(params, b);
+  const bool full = job < params.full_blocks;
+  if (!full) job -= params.full_blocks;
+  const int32_t partition = full ? 0 : 1 + job / params.sub_blocks;
+  const int32_t chunk = full ? job : job % params.sub_blocks;
+  const int32_t chunks = full ? params.full_blocks : params.sub_blocks;
+  const int32_t p = picture.first_partition + partition;
+
+  wait_for(&params.workspace.counters->picture[b].chosen, static_cast<uint32_t>(1 + n));
+  auto* counts = reinterpret_cast<int64_t*>(shared);
+  auto* shifts = reinterpret_cast<int32_t*>(counts + n + 1);
+  auto* row_counts = reinterpret_cast<uint32_t*>(shifts + side);
+  for (int32_t i = group.rank(); i <= n; i += group.size()) {
+    counts[i] = load_fresh(params.output.counts + picture.first_partition + i);
+  }
+  const bool raster = rules.order == Order::kRaster && partition > 0;
+  if (raster) {
+    const int32_t band = (partition - 1) / picture.cols * picture.cols;
+    const uint32_t* source =
+        params.workspace.row_counts + int64_t{picture.first_partition + 1 + band} * side;
+    for (int32_t i = group.rank(); i < picture.cols * side; i += group.size()) {
+      row_counts[i] = load_fresh(source + i);
+    }
+    group.sync();
+    raster_shifts(group, picture, side, partition - 1, row_counts, counts + 1, shifts);
+  }
+  group.sync();
+
+  const WarpGroup warp;
+  const int32_t warps = group.size() / kWarp;
+  const int32_t first = chunk * warps + group.rank() / kWarp, step = chunks * warps;
+  const Features& features = params.features;
+  const auto* source = static_cast<const char*>(features.data);
+  auto* tokens = static_cast<char*>(params.output.tokens);
+  const auto write = [&](int64_t row, int64_t index, const char* token) {
+    if (warp.rank() == 0) params.output.indices[row] = index;
+    gather_row(warp, token, features.row_bytes, tokens + row * features.row_bytes);
+  };
+  const int64_t base = base_row(picture, partition, counts, raster);
+  const int32_t* kept = params.workspace.kept + int64_t{p} * T;
+  for (int32_t i = first; i < counts[partition]; i += step) {
+    const int32_t t = load_fresh(kept + i);
+    write(base + i + (raster ? shifts[t / side] : 0), int64_t{p} * T + t,
+          token_at(source, features.stride_p_bytes, features.stride_t_bytes, p, t));
+  }
+  if (partition > 0) return;
+  for (int64_t i = filled_rows(picture, counts) + first; i < picture.output_rows; i += step) {
+    write(picture.first_row + i, -1, nullptr);
+  }
+}
+
+// Every block: draw a ticket, do that job, leave; the last to leave clears the counters.
+template <class Scalar, bool kFromKeys, int kPictures>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    select_kernel(const HIRED_GRID_CONSTANT LaunchParams<kPictures> params) {
+  char* shared = shared_memory();
+  auto* ticket = reinterpret_cast<uint32_t*>(shared);
+  const BlockGroup group(ticket + 4);
+  shared += 16 + kMaxWarps * sizeof(uint32_t);
+  Counters& counters = *params.workspace.counters;
+  if (threadIdx.x == 0) *ticket = atomicAdd(&counters.tickets, 1u);
+  __syncthreads();
+  auto job = static_cast<int32_t>(*ticket);
+  const int32_t heads = kFromKeys ? (params.count + params.partitions) * params.H : 0;
+  if (job < heads) {
+    if constexpr (kFromKeys) heads_job<Scalar>(params, job, shared, group);
+  } else if ((job -= heads) < params.count) {
+    weigh_job<Scalar, kFromKeys>(params, job, shared, group);
+  } else if ((job -= params.count) < params.partitions) {
+    choose_job<Scalar, kFromKeys>(params, params.first_partition + job, shared, group);
+  } else {
+    gather_job(params, job - params.partitions, shared, group);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (atomicAdd(&counters.left, 1u) == gridDim.x - 1) {
+      for (int32_t b = 0; b < params.count; ++b) counters.picture[b] = {};
+      counters.tickets = 0;
+      counters.left = 0;
+    }
+  }
+}
+
+}  // namespace HIRED_ISA
+}  // namespace hired

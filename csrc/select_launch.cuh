@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From a checked call to launches: shared by select_cuda.cu and select_cuda_large.cu, which differ
+// in how many pictures the parameters of one launch hold.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "select_kernel.cuh"
+
+namespace hired {
+inline namespace HIRED_ISA {
+
+inline Status cuda_status(cudaError_t error, const char* doing) {
+  if (error == cudaSuccess) return Status::Ok();
+  return Status::Refused("cuda", doing, cudaGetErrorString(error));
+}
+
+// Rows of the output that a warp of a gather job copies, about: with two, loads of one overlap
+// stores of the other, and a picture of 576 tokens still spreads over 46 blocks. Predicted, not
+// measured.
+inline constexpr int64_t kRowsPerWarp = 2;
+
+inline int32_t blocks_for(int64_t rows, int32_t threads) {
+  const int64_t each = kRowsPerWarp * threads / kWarp;
+  return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
+}
+
+// The widest power of two of lanes that share a key in 16-byte pieces; 0 where a key does not begin
+// and end at 16 bytes.
+template <class Scalar>
+int32_t key_lanes(const QueriesKeys& init, const QueriesKeys& final, int64_t Dh) {
+  constexpr int64_t kPiece = 16 / sizeof(Scalar);
+  if (Dh % kPiece != 0) return 0;
+  for (const QueriesKeys* layer : {&init, &final}) {
+    if (reinterpret_cast<uintptr_t>(layer->key) % 16 != 0) return 0;
+    for (int64_t stride : {layer->key_stride_row, layer->key_stride_n, layer->key_stride_h}) {
+      if (stride % kPiece != 0) return 0;
+    }
+  }
+  int32_t lanes = 1;
+  while (lanes < kWarp && lanes * kPiece < Dh) lanes *= 2;
+  return lanes;
+}
+
+inline size_t shared_bytes(const Call& call, int64_t N, int64_t Dh, int32_t columns) {
+  const int64_t T = call.plan->rules.tokens, side = call.plan->rules.side;
+  const int64_t words = sizeof(uint32_t), choose = sizeof(ChooseScratch);
+  const int64_t heads = ((Dh + 3) / 4 * 4 + N) * words;
+  const int64_t weigh = kMaxSubImages * 8 + (3 * kMaxSubImages + 1) * words + choose + T * words;
+  const int64_t choice = choose + (side + T) * words;
+  const int64_t gather = (1 + kMaxSubImages) * 8 + (1 + columns) * side * words;
+  return 16 + kMaxWarps * words + std::max({heads, weigh, choice, gather});
+}
+
+template <class Scalar, int kPictures>
+void fill_scores(const SelectCall& call, LaunchParams<kPictures>* params) {
+  params->attention_init = call.init;
+  params->attention_final = call.final;
+}
+
+template <class Scalar, int kPictures>
+void fill_scores(const SelectQkCall& call, LaunchParams<kPictures>* params) {
+  params->keys_init = call.init;
+  params->keys_final = call.final;
+  params->N = static_cast<int32_t>(call.N);
+  params->Dh = static_cast<int32_t>(call.Dh);
+  params->scale = call.scale;
+  params->key_lanes = key_lanes<Scalar>(call.init, call.final, call.Dh);
+}
+
+inline constexpr bool kFromKeys(const SelectCall*) {
+  return false;
+}
+inline constexpr bool kFromKeys(const SelectQkCall*) {
+  return true;
+}
+
+// Launches the pictures [first, first + count) of a call.
+template <class Scalar, int kPictures, class SomeCall>
+Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
+              int32_t first, int32_t count) {
+  constexpr bool kKeys = kFromKeys(static_cast<const SomeCall*>(nullptr));
+  LaunchParams<kPictures> params{};
+  params.rules = call.plan->rules;
+  params.features = call.features;
+  params.output = call.output;
+  params.workspace = workspace;
+  params.P = call.P;
+  params.H = static_cast<int32_t>(call.H);
+  fill_scores<Scalar>(call, &params);
+  params.first_picture = first;
+  params.count = count;
+  const Picture* pictures = call.plan->pictures.data() + first;
+  params.first_partition = pictures[0].first_partition;
+  int64_t full_rows = 0, sub_rows = 0;
+  int32_t columns = 0;
+  for (int32_t b = 0; b < count; ++b) {
+    const Picture& picture = pictures[b];
+    params.pictures[b] = picture;
+    params.partitions += 1 + picture.sub_images();
+    full_rows = std::max<int64_t>(full_rows, picture.full_budget);
+    const int64_t sub_images = std::max(1, picture.sub_images());
+    sub_rows = std::max<int64_t>(sub_rows, (picture.rest + sub_images - 1) / sub_images);
+    columns = std::max(columns, picture.cols);
+  }
+  params.full_blocks = blocks_for(full_rows, place.threads);
+  params.sub_blocks = blocks_for(sub_rows, place.threads);
+  const int64_t heads = kKeys ? (int64_t{count} + params.partitions) * params.H : 0;
+  const int64_t gathers =
+      int64_t{count} * params.full_blocks + int64_t{params.partitions - count} * params.sub_blocks;
+  const int64_t jobs = heads + count + params.partitions + gathers;
+  if (jobs > INT32_MAX) {
+    return Status::Refused("features", "fewer tokens in one launch",
+                           std::to_string(jobs) + " jobs");
+  }
+  void* arguments[] = {&params};
+  return cuda_status(
+      cudaLaunchKernel(select_kernel<Scalar, kKeys, kPictures>, dim3(static_cast<unsigned>(jobs)),
+                       dim3(static_cast<unsigned>(place.threads)), arguments,
+                       shared_bytes(call, params.N, params.Dh, columns),
+                       static_cast<cudaStream_t>(place.stream)),
+      "the kernel to start");
+}
+
+template <int kPictures, class SomeCall>
+Status launch_some(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
+                   int32_t first, int32_t count) {
+  switch (call.dtype) {
+    case Dtype::kFloat16: return launch<Float16, kPictures>(call, workspace, place, first, count);
+    case Dtype::kBFloat16: return launch<BFloat16, kPictures>(call, workspace, place, first, count);
+    default: return launch<float, kPictures>(call, workspace, place, first, count);
+  }
+}
+
+template <int kPictures, class SomeCall>
+Status launch_all(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place) {
+  const auto B = static_cast<int32_t>(call.plan->pictures.size());
+  for (int32_t first = 0; first < B; first += kPictures) {
+    const int32_t count = std::min(kPictures, B - first);
+    if (Status status = launch_some<kPictures>(call, workspace, place, first, count);
+        !status.ok()) {
+      return status;
+    }
+  }
+  return Status::Ok();
+}
+
+}  // namespace HIRED_ISA
+
+// select_cuda_large.cu
+Status launch_large(const SelectCall& call, const DeviceWorkspace& workspace,
+                    const CudaPlace& place);
+Status launch_large(const SelectQkCall& call, const DeviceWorkspace& workspace,
+                    const CudaPlace& place);
+
+}  // namespace hired
