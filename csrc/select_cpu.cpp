@@ -3,11 +3,8 @@
 
 #include <cstdlib>
 
+#include "arena.h"
 #include "select_cpu_kernel.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace hired {
 namespace {
@@ -53,34 +50,6 @@ const Isa& isa_in_use() {
   return isa;
 }
 
-// Hands out aligned pieces of a buffer, a gap behind each; of no buffer, it counts bytes.
-class Arena {
- public:
-  explicit Arena(void* base)
-      : counting_(base == nullptr), next_(reinterpret_cast<uintptr_t>(base)) {
-    next_ = aligned(next_);
-  }
-
-  template <class Value>
-  Value* take(int64_t count) {
-    const uintptr_t piece = next_, end = piece + static_cast<uintptr_t>(count) * sizeof(Value);
-    next_ = aligned(end) + kAlignment;
-#if defined(__SANITIZE_ADDRESS__)
-    if (!counting_) __asan_poison_memory_region(reinterpret_cast<void*>(end), next_ - end);
-#endif
-    return reinterpret_cast<Value*>(piece);
-  }
-
-  size_t bytes() const { return next_ + kAlignment; }
-
- private:
-  static constexpr uintptr_t kAlignment = 64;
-  static uintptr_t aligned(uintptr_t p) { return (p + kAlignment - 1) / kAlignment * kAlignment; }
-
-  [[maybe_unused]] bool counting_;
-  uintptr_t next_;
-};
-
 int64_t padded(int64_t count) {
   return (count + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
 }
@@ -116,24 +85,24 @@ Workspace carve(const SelectQkCall& call, Arena* arena) {
 }  // namespace
 
 size_t workspace_bytes(const SelectCall& call) {
-  Arena arena(nullptr);
+  Arena arena(nullptr, Arena::Where::kHost);
   carve(call, &arena);
   return arena.bytes();
 }
 
 size_t workspace_bytes(const SelectQkCall& call) {
-  Arena arena(nullptr);
+  Arena arena(nullptr, Arena::Where::kHost);
   carve(call, &arena);
   return arena.bytes();
 }
 
 void launch_select_cpu(const SelectCall& call, void* workspace, const Pool& pool) {
-  Arena arena(workspace);
+  Arena arena(workspace, Arena::Where::kHost);
   isa_in_use().select(call, carve(call, &arena), pool);
 }
 
 void launch_select_qk_cpu(const SelectQkCall& call, void* workspace, const Pool& pool) {
-  Arena arena(workspace);
+  Arena arena(workspace, Arena::Where::kHost);
   isa_in_use().select_qk(call, carve(call, &arena), pool);
 }
 

@@ -3,47 +3,53 @@
 #include <mutex>
 #include <utility>
 
+#include "arena.h"
 #include "select_launch.cuh"
 
 namespace hired {
 namespace {
 
-template <class Value>
-Value* take(char** next, int64_t count) {
-  auto* piece = reinterpret_cast<Value*>(*next);
-  *next += (count * static_cast<int64_t>(sizeof(Value)) + 15) / 16 * 16;
-  return piece;
-}
+#ifdef HIRED_EMULATE
+constexpr Arena::Where kWhere = Arena::Where::kHost;
+#else
+constexpr Arena::Where kWhere = Arena::Where::kDevice;
+#endif
 
-// Cuts the workspace up, and returns where it ends.
-char* carve(const Call& call, bool from_keys, char* base, DeviceWorkspace* workspace) {
+DeviceWorkspace carve(const Call& call, bool from_keys, Arena* arena) {
   const int64_t P = call.P, T = call.plan->rules.tokens;
   const auto B = static_cast<int64_t>(call.plan->pictures.size());
-  workspace->probabilities = take<float>(&base, from_keys ? (P + B) * call.H * T : 0);
-  workspace->kept = take<int32_t>(&base, P * T);
-  workspace->row_counts = take<uint32_t>(&base, P * call.plan->rules.side);
-  workspace->budgets = take<int32_t>(&base, P);
-  return base;
+  DeviceWorkspace workspace{};
+  workspace.probabilities = arena->take<float>(from_keys ? (P + B) * call.H * T : 0);
+  workspace.kept = arena->take<int32_t>(P * T);
+  workspace.row_counts = arena->take<uint32_t>(P * call.plan->rules.side);
+  workspace.budgets = arena->take<int32_t>(P);
+  return workspace;
 }
 
 size_t bytes_of(const Call& call, bool from_keys) {
-  DeviceWorkspace workspace;
-  return static_cast<size_t>(carve(call, from_keys, nullptr, &workspace) -
-                             static_cast<char*>(nullptr));
+  Arena arena(nullptr, kWhere);
+  carve(call, from_keys, &arena);
+  return arena.bytes();
+}
+
+// The runtime linked into this library follows the caller's device; where it does not, it is told.
+Status set_device(int device) {
+  int current = -1;
+  cudaError_t error = cudaGetDevice(&current);
+  if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
+  return cuda_status(error, "a device");
 }
 
 template <class SomeCall>
 Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) {
-  DeviceWorkspace workspace;
-  carve(call, from_keys, static_cast<char*>(place.workspace), &workspace);
+  Arena arena(place.workspace, kWhere);
+  DeviceWorkspace workspace = carve(call, from_keys, &arena);
   workspace.counters = place.counters;
+  if (Status status = set_device(place.device); !status.ok()) return status;
   if (call.plan->pictures.size() > kSmallBatch) {
-    int device = 0, major = 0;
-    if (Status status = cuda_status(cudaGetDevice(&device), "a device"); !status.ok()) {
-      return status;
-    }
+    int major = 0;
     const cudaError_t error =
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.device);
     if (Status status = cuda_status(error, "a device"); !status.ok()) return status;
     if (major >= 7) return launch_large(call, workspace, place);
   }
@@ -88,24 +94,20 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place) {
   return launch_any(call, true, place);
 }
 
-Status find_counters(void* stream, Counters** counters) {
+Status find_counters(int device, void* stream, Counters** counters) {
   static std::mutex mutex;
   static std::map<std::pair<int, void*>, Counters*> of_stream;
-  int device = 0;
+  if (Status status = set_device(device); !status.ok()) return status;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing);
-  }
+  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing);
   if (error != cudaSuccess) return cuda_status(error, "a stream");
   if (capturing != cudaStreamCaptureStatusNone) return make_counters(counters);
   const std::lock_guard<std::mutex> lock(mutex);
   Counters*& known = of_stream[{device, stream}];
   if (known == nullptr) {
-    if (Status status = make_counters(&known); !status.ok()) {
-      known = nullptr;
-      return status;
-    }
+    Counters* made = nullptr;
+    if (Status status = make_counters(&made); !status.ok()) return status;
+    known = made;
   }
   *counters = known;
   return Status::Ok();

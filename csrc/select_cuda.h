@@ -39,9 +39,10 @@ struct DeviceWorkspace {
 };
 
 struct CudaPlace {
+  int device;          // that of the stream and of all memory
   void* stream;        // cudaStream_t
   Counters* counters;  // of this stream, or of this node of a graph, alone
-  void* workspace;     // cuda_workspace_bytes(call), 16 bytes aligned
+  void* workspace;     // cuda_workspace_bytes(call), any alignment
   int32_t threads;     // of a block, a multiple of 32: kThreads
 };
 
@@ -51,9 +52,8 @@ size_t cuda_workspace_bytes(const SelectQkCall& call);
 Status launch_select_cuda(const SelectCall& call, const CudaPlace& place);
 Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place);
 
-// Counters for launches on a stream of the current device: always the same for a stream; new ones
-// for each launch that a graph captures, since a graph may run beside its stream. They live as long
-// as the process.
-Status find_counters(void* stream, Counters** counters);
+// Counters for launches on a stream: always the same for a stream; new ones for each launch that a
+// graph captures, since a graph may run beside its stream. They live as long as the process.
+Status find_counters(int device, void* stream, Counters** counters);
 
 }  // namespace hired

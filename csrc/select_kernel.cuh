@@ -41,7 +41,8 @@ inline namespace HIRED_ISA {
 // 0.6 us over 132 SMs) with one block, and a P40's 7 KB (346 GB/s at 0.6 us over 30) many times.
 constexpr int kKeysInFlight = 8;
 
-// What registers are counted for: enough that nothing spills, on every architecture (docs/kernels.md).
+// What registers are counted for: enough that nothing spills, on every architecture
+// (docs/kernels.md).
 constexpr int kBlocksPerSm = 2;
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the

@@ -23,3 +23,10 @@ STABLE_TORCH_LIBRARY_IMPL(hired, CPU, m) {
   m.impl("select", TORCH_BOX(&hired::select_cpu));
   m.impl("select_qk", TORCH_BOX(&hired::select_qk_cpu));
 }
+
+#ifdef HIRED_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hired, CUDA, m) {
+  m.impl("select", TORCH_BOX(&hired::select_cuda));
+  m.impl("select_qk", TORCH_BOX(&hired::select_qk_cuda));
+}
+#endif

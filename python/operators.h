@@ -16,6 +16,18 @@ namespace hired {
 using torch::stable::Tensor;
 using Selected = std::tuple<Tensor, Tensor, Tensor>;  // tokens, indices, counts
 
+// In builds with CUDA (HIRED_CUDA) alone.
+Selected select_cuda(Tensor features, Tensor attn_init, Tensor attn_final,
+                     std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
+                     std::optional<std::vector<int64_t>> crops, std::string policy,
+                     std::string order);
+
+Selected select_qk_cuda(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final,
+                        Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
+                        double alpha, std::optional<double> scale,
+                        std::optional<std::vector<int64_t>> crops, std::string policy,
+                        std::string order);
+
 Selected select_cpu(Tensor features, Tensor attn_init, Tensor attn_final,
                     std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
                     std::optional<std::vector<int64_t>> crops, std::string policy,

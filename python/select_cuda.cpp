@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "select_cuda.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <stdexcept>
+
+#include "checks.h"
+#include "operators.h"
+
+// libtorch_cuda has it; a CPU build of PyTorch has not, and never gets as far as to call it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
+
+namespace hired {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+void raise(const char* op, const Status& status) {
+  if (status.ok()) return;
+  throw std::runtime_error(std::string("hired::") + op + ": " + status.message());
+}
+
+void* current_stream(const char* op, int32_t device) {
+  void* stream = nullptr;
+  if (aoti_torch_get_current_cuda_stream == nullptr ||
+      aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS) {
+    raise(op, Status::Refused("features", "a PyTorch with CUDA", "one that has no CUDA streams"));
+  }
+  return stream;
+}
+
+template <class SomeCall>
+Selected select_on_cuda(const char* op, const Tensor& features, SomeCall* call,
+                        Status (*launch)(const SomeCall&, const CudaPlace&)) {
+  const int32_t device = features.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int64_t K = call->plan->output_rows;
+  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
+               torch::stable::new_empty(features, {K}, ScalarType::Long),
+               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
+  auto& [tokens, indices, counts] = out;
+  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
+                  static_cast<int64_t*>(counts.mutable_data_ptr())};
+  if (call->P == 0) return out;
+  const auto bytes = static_cast<int64_t>(cuda_workspace_bytes(*call));
+  // Back in PyTorch's hands as soon as this returns: its allocator keeps the stream's order.
+  const Tensor workspace = torch::stable::new_empty(features, {bytes}, ScalarType::Byte);
+  void* stream = current_stream(op, device);
+  Counters* counters = nullptr;
+  raise(op, find_counters(device, stream, &counters));
+  raise(op, launch(*call, {device, stream, counters, workspace.mutable_data_ptr(), kThreads}));
+  return out;
+}
+
+}  // namespace
+
+Selected select_cuda(Tensor features, Tensor attn_init, Tensor attn_final,
+                     std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
+                     std::optional<std::vector<int64_t>> crops, std::string policy,
+                     std::string order) {
+  Plan plan;
+  SelectCall call{};
+  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order},
+               kCudaLimits, &plan, &call);
+  return select_on_cuda("select", features, &call, launch_select_cuda);
+}
+
+Selected select_qk_cuda(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final,
+                        Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
+                        double alpha, std::optional<double> scale,
+                        std::optional<std::vector<int64_t>> crops, std::string policy,
+                        std::string order) {
+  Plan plan;
+  SelectQkCall call{};
+  check_select_qk(features, query_init, key_init, query_final, key_final,
+                  {grids, budgets, alpha, crops, policy, order}, scale, kCudaLimits, &plan, &call);
+  return select_on_cuda("select_qk", features, &call, launch_select_qk_cuda);
+}
+
+}  // namespace hired
