@@ -7,15 +7,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_calls.py \
   tests/test_host_arithmetic.py
+EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
 SOURCES := $(shell find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize lint format bench-cpu wheel clean
+.PHONY: help setup demo test test-sanitize lint format bench-cpu wheel pascal-compiler \
+  kernel-report clean
 
 help:
 	@echo "make demo           the method on a photograph; writes hired_demo.png"
 	@echo "make test           all tests, the sanitizers' too"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch on this CPU"
+	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
+	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
+	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
 	@echo "make setup          what the others begin with: .venv, dependencies, native build"
 
 # PyTorch first and by itself: later steps must find it and not fetch another.
@@ -48,6 +53,19 @@ test-sanitize: setup
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_SANITIZED=1 \
 	  PYTHONPATH=$(SANITIZED) $(BIN)/pytest $(SANITIZE_TESTS)
 
+# The CUDA kernels' own source on the host, threads as fibers, under the address and
+# undefined-behaviour sanitizers.
+EMULATED := $(CURDIR)/build/emulator/libhired_emulated.so
+test-emulated: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/emulator -G Ninja -DHIRED_EMULATOR=ON \
+	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined \
+	  -DHIRED_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/emulator --target hired_emulated
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
+	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(BIN)/pytest $(EMULATED_TESTS)
+
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5
@@ -65,6 +83,17 @@ format: $(BIN)/.lint
 
 bench-cpu: setup
 	$(BIN)/python benchmarks/bench_select.py
+
+wheel: $(BIN)/.dependencies
+	HIRED_NATIVE=1 $(if $(ARCHS),HIRED_CUDA_ARCHS="$(ARCHS)") $(BIN)/python -m pip wheel -q \
+	  --no-build-isolation --no-deps -w dist .
+	@ls -t dist/*.whl | head -n 1
+
+pascal-compiler:
+	$(PYTHON) tools/make_pascal_compiler.py
+
+kernel-report: setup
+	$(BIN)/python tools/kernel_report.py --markdown docs/kernels.md
 
 clean:
 	rm -rf build dist *.egg-info hired_kernels/*.so

@@ -3,7 +3,13 @@
 
 Environment:
     HIRED_NATIVE   auto (default): build if there is a C++ compiler; 1: fail without one; 0: do not.
-    HIRED_SANITIZE sanitizers for the native code, as `-fsanitize=` takes them.
+    HIRED_SANITIZE sanitizers for the native code, as `-fsanitize=` takes them; without CUDA then.
+    HIRED_CUDA_ARCHS
+                   GPU architectures, like "61;90": the version names them, as in 0.1.0+sm61.90.
+                   auto (default): the GPU that is here, else all that the compilers here can make;
+                   all: sm_61 to sm_120; empty or none: the CPU alone, as without a CUDA compiler.
+    HIRED_CUDA_PTX PTX to add to that of the newest architecture, like "61".
+    CUDACXX, CUDA_HOME, HIRED_PASCAL_COMPILER: where tools/cuda_toolchain.py looks first.
     CXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL: as CMake has them.
 
 Without the native library the package serves from its reference implementation, and
@@ -48,6 +54,17 @@ def wants_native() -> bool:
     return choice != "0"
 
 
+def cuda_archs() -> str:
+    """As `61;90`; refused, with what to do about it, where no compiler here can make one."""
+    if os.environ.get("HIRED_SANITIZE"):
+        return ""
+    plan = [sys.executable, str(ROOT / "tools" / "cuda_toolchain.py"), "--format", "archs"]
+    result = subprocess.run(plan, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise SystemExit("hired_kernels: no build: see above")
+    return result.stdout.strip()
+
+
 def torch_folder() -> Path:
     # Not imported: only its folder is needed, and that it is the torch that will be used.
     spec = importlib.util.find_spec("torch")
@@ -70,7 +87,7 @@ class CMakeBuild(build_ext):
             stale.unlink()
         sanitize = os.environ.get("HIRED_SANITIZE", "")
         kind = "sanitize" if sanitize else sys.implementation.cache_tag
-        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{kind}"
+        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{kind}{TAG}"
         scripts = str(Path(sys.executable).parent)
         env = dict(os.environ, PATH=scripts + os.pathsep + os.environ.get("PATH", ""))
         configure = [
@@ -78,6 +95,8 @@ class CMakeBuild(build_ext):
             f"-DHIRED_VERSION={self.distribution.get_version()}",
             f"-DHIRED_TORCH_DIR={torch_folder()}",
             f"-DHIRED_SANITIZE={sanitize}",
+            f"-DHIRED_CUDA_ARCHS={ARCHS or 'none'}",
+            f"-DHIRED_CUDA_PTX={os.environ.get('HIRED_CUDA_PTX', '')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={self.pybind11_folder()}",
             f"-DCMAKE_INSTALL_PREFIX={into}",
@@ -98,4 +117,10 @@ class CMakeBuild(build_ext):
 
 
 native = [Extension("hired_kernels._C", sources=[])] if wants_native() else []
-setup(ext_modules=native, cmdclass={"build_ext": CMakeBuild})
+ARCHS = cuda_archs() if native else ""
+TAG = "+sm" + ARCHS.replace(";", ".") if ARCHS else ""
+setup(
+    ext_modules=native,
+    cmdclass={"build_ext": CMakeBuild},
+    options={"egg_info": {"tag_build": TAG}},
+)

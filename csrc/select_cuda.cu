@@ -46,6 +46,7 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
   DeviceWorkspace workspace = carve(call, from_keys, &arena);
   workspace.counters = place.counters;
   if (Status status = set_device(place.device); !status.ok()) return status;
+#ifdef HIRED_CUDA_LARGE  // some of the code is for sm_70 or later
   if (call.plan->pictures.size() > kSmallBatch) {
     int major = 0;
     const cudaError_t error =
@@ -53,7 +54,25 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
     if (Status status = cuda_status(error, "a device"); !status.ok()) return status;
     if (major >= 7) return launch_large(call, workspace, place);
   }
+#endif
   return launch_all<kSmallBatch>(call, workspace, place);
+}
+
+// Finds out before the first launch, and says so in words, what would be "no kernel image".
+Status check_code(int device) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, select_kernel<float, false, kSmallBatch>);
+  if (error == cudaSuccess) return Status::Ok();
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+    return cuda_status(error, "a device");
+  }
+  return Status::Refused(
+      "features", "a GPU that this build has code for",
+      "sm_" + std::to_string(major) + std::to_string(minor) + " (" + cudaGetErrorString(error) +
+          "): `python -m hired_kernels info` says what it has and how to get the right build");
 }
 
 // Allocates and clears counters at once, whatever the streams of the device are doing; allowed
@@ -105,6 +124,7 @@ Status find_counters(int device, void* stream, Counters** counters) {
   const std::lock_guard<std::mutex> lock(mutex);
   Counters*& known = of_stream[{device, stream}];
   if (known == nullptr) {
+    if (Status status = check_code(device); !status.ok()) return status;
     Counters* made = nullptr;
     if (Status status = make_counters(&made); !status.ok()) return status;
     known = made;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "select_kernel.cuh"
 
@@ -70,6 +71,33 @@ void fill_scores(const SelectQkCall& call, LaunchParams<kPictures>* params) {
   params->key_lanes = key_lanes<Scalar>(call.init, call.final, call.Dh);
 }
 
+// A GPU reads a number only from a multiple of its size; PyTorch's own tensors always lie so.
+template <class Scalar>
+Status check_aligned(const char* argument, const void* data) {
+  const auto beyond = reinterpret_cast<uintptr_t>(data) % sizeof(Scalar);
+  if (beyond == 0) return Status::Ok();
+  return Status::Refused(argument, "data at a multiple of its element's size on a GPU",
+                         "an address " + std::to_string(beyond) + " bytes beyond one");
+}
+
+template <class Scalar>
+Status check_aligned(const SelectCall& call) {
+  Status status = check_aligned<Scalar>("attn_init", call.init.data);
+  return status.ok() ? check_aligned<Scalar>("attn_final", call.final.data) : status;
+}
+
+template <class Scalar>
+Status check_aligned(const SelectQkCall& call) {
+  const std::pair<const char*, const void*> tensors[] = {{"query_init", call.init.query},
+                                                         {"key_init", call.init.key},
+                                                         {"query_final", call.final.query},
+                                                         {"key_final", call.final.key}};
+  for (const auto& [argument, data] : tensors) {
+    if (Status status = check_aligned<Scalar>(argument, data); !status.ok()) return status;
+  }
+  return Status::Ok();
+}
+
 inline constexpr bool kFromKeys(const SelectCall*) {
   return false;
 }
@@ -82,6 +110,7 @@ template <class Scalar, int kPictures, class SomeCall>
 Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
               int32_t first, int32_t count) {
   constexpr bool kKeys = kFromKeys(static_cast<const SomeCall*>(nullptr));
+  if (Status status = check_aligned<Scalar>(call); !status.ok()) return status;
   LaunchParams<kPictures> params{};
   params.rules = call.plan->rules;
   params.features = call.features;

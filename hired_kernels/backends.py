@@ -8,12 +8,14 @@ of the table that lists the device serves it.
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
@@ -73,16 +75,56 @@ if _why_not_native:
         _definitions.define(_op + _schema, tags=torch.Tag.pt2_compliant_tag)
     _registrations.append(_definitions)
 
-_TABLE = (
-    Backend("cpu", ("cpu",), not _why_not_native, _why_not_native),
-    Backend(
-        "reference",
-        ("*",),
-        True,
-        "",
-        {"select": reference.select, "select_qk": reference.select_qk},
-    ),
+_CPU = Backend("cpu", ("cpu",), not _why_not_native, _why_not_native)
+_REFERENCE = Backend(
+    "reference", ("*",), True, "", {"select": reference.select, "select_qk": reference.select_qk}
 )
+
+
+def cuda_architectures() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What this build holds: machine code for, and PTX of, (75, 90) and (90,) say."""
+    if _why_not_native:
+        return (), ()
+    from . import _C
+
+    build = _C.build_info()
+    return tuple(build["cuda_archs"]), tuple(build["cuda_ptx"])
+
+
+def _has_code_for(card: int) -> bool:
+    """Machine code runs on its major version, from its minor one on; PTX on all that is later."""
+    code, ptx = cuda_architectures()
+    return any(arch // 10 == card // 10 and arch <= card for arch in code) or any(
+        arch <= card for arch in ptx
+    )
+
+
+def _why_no_code(cards: dict[int, str]) -> str:
+    code, ptx = cuda_architectures()
+    holds = ", ".join(f"sm_{arch}" for arch in code) or "no CUDA code"
+    holds += "".join(f", PTX of compute_{arch}" for arch in ptx)
+    wanted = ", ".join(f"{name} (sm_{card})" for card, name in cards.items())
+    archs = ";".join(str(card) for card in sorted(cards))
+    return (
+        f"this build holds {holds}, and the card is {wanted}: install a wheel whose version names "
+        f'it (+sm{archs}), or build one: make wheel ARCHS="{archs}"'
+    )
+
+
+@functools.cache
+def _cuda() -> Backend:
+    """The row of the CUDA kernels. Asks the driver, so not before somebody wants to know."""
+    why = _why_not_native
+    if not why and not cuda_architectures()[0] and not cuda_architectures()[1]:
+        why = "this build holds no CUDA code: HIRED_CUDA_ARCHS, with a CUDA compiler, adds it"
+    elif not why and not torch.cuda.is_available():
+        why = "PyTorch sees no NVIDIA GPU"
+    elif not why:
+        properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        cards = {10 * card.major + card.minor: card.name for card in properties}
+        if not any(map(_has_code_for, cards)):
+            why = _why_no_code(cards)
+    return Backend("cuda", ("cuda",), not why, why)
 
 
 def _register(backend: Backend, key: str) -> torch.library.Library:
@@ -95,13 +137,27 @@ def _register(backend: Backend, key: str) -> torch.library.Library:
     return library
 
 
-# The last row of the table serves every device that no native kernel is registered for.
-_registrations.append(_register(_TABLE[-1], "CompositeExplicitAutograd"))
+def _refusal(op: str) -> Callable[..., object]:
+    def refuse(features: torch.Tensor, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError(
+            f"hired::{op}: features: expected a device that this build serves, got "
+            f"{features.device}: {_cuda().why}. hired_kernels.backend('reference') serves any"
+        )
+
+    return refuse
+
+
+# The reference serves every device that nothing else is registered for. A GPU without kernels is
+# refused: whoever has one did not come for a slow path.
+_registrations.append(_register(_REFERENCE, "CompositeExplicitAutograd"))
+if not any(cuda_architectures()):
+    _refusals = Backend("none", (), False, "", {op: _refusal(op) for op in SCHEMAS})
+    _registrations.append(_register(_refusals, "CUDA"))
 
 
 def table() -> list[Backend]:
     """All backends in order of preference."""
-    return list(_TABLE)
+    return [_cuda(), _CPU, _REFERENCE]
 
 
 # Dispatch keys at which a native kernel may be registered, which a forced backend has to cover.
@@ -114,7 +170,7 @@ def active(device_type: str) -> str:
     """Name of the backend that serves tensors of this device type (`"cpu"`, `"cuda"`, ...)."""
     if _forced is not None and _forced.serves(device_type):
         return _forced.name
-    return next(row.name for row in _TABLE if row.serves(device_type))
+    return next(row.name for row in table() if row.serves(device_type))
 
 
 def _force(row: Backend | None) -> None:
@@ -139,7 +195,7 @@ class backend:
     """
 
     def __init__(self, name: str) -> None:
-        rows = {row.name: row for row in _TABLE}
+        rows = {row.name: row for row in table()}
         if name != "auto" and name not in rows:
             known = ", ".join([*rows, "auto"])
             raise ValueError(f"hired: backend: expected one of {known}, got {name!r}")

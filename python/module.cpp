@@ -21,7 +21,9 @@ py::dict build_info() {
   info["compiler"] = HIRED_COMPILER;
   info["torch_target"] = HIRED_TORCH_TARGET;
   info["sanitizers"] = HIRED_SANITIZERS;
-  info["cuda_archs"] = py::tuple();
+  info["cuda_archs"] = py::make_tuple(HIRED_CUDA_ARCHS);  // of machine code: 61, 90
+  info["cuda_ptx"] = py::make_tuple(HIRED_CUDA_PTX);      // of PTX, for GPUs from these on
+  info["cuda_compiler"] = HIRED_CUDA_COMPILER;
   info["isas"] = hired::cpu_isas();
   info["isa"] = hired::cpu_isa();
   return info;

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from callers import operator
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import Call, batches, bits, same, seeded_call, select_calls, select_qk_calls
+from targets import target
 from torch import Tensor
 
 from hired_kernels import arguments, geometry
@@ -74,7 +74,7 @@ def rows_of_pictures(call: Call, indices: Tensor, counts: Tensor) -> list[tuple[
 @given(any_call)
 def test_budgets_add_up_and_fit(case: tuple[str, Call]) -> None:
     op, call = case
-    _, indices, counts = operator(op, **call)
+    _, indices, counts = target(op, **call)
     rows = rows_of_pictures(call, indices, counts)
     for (_, _, room), budget, (row, kept) in zip(
         pictures(call), call["budgets"], rows, strict=True
@@ -92,7 +92,7 @@ def test_budgets_add_up_and_fit(case: tuple[str, Call]) -> None:
 def test_rows_are_the_features_at_their_indices_in_reading_order(case: tuple[str, Call]) -> None:
     op, call = case
     features, T = call["features"], call["features"].shape[1]
-    tokens, indices, counts = operator(op, **call)
+    tokens, indices, counts = target(op, **call)
     expected = bits(features).flatten(0, 1)[indices.clamp(min=0)].clone()
     expected[indices < 0] = 0
     assert torch.equal(bits(tokens), expected)
@@ -119,7 +119,7 @@ def test_both_orders_keep_the_same_tokens(case: tuple[str, Call]) -> None:
     op, call = case
     side = math.isqrt(call["features"].shape[1])
     assume(side * side == call["features"].shape[1])
-    results = [operator(op, **{**call, "order": order}) for order in arguments.ORDERS]
+    results = [target(op, **{**call, "order": order}) for order in arguments.ORDERS]
     assert torch.equal(results[0][1].sort().values, results[1][1].sort().values)
     assert torch.equal(results[0][2], results[1][2])
 
@@ -138,9 +138,9 @@ def test_a_picture_does_not_know_its_batch(case: tuple[str, Call], data: st.Data
         alone[name] = tensor[b : b + 1] if per_picture else tensor[begin:end]
     if call["crops"] is not None:
         alone["crops"] = call["crops"][4 * b : 4 * b + 4]
-    _, indices, counts = operator(op, **call)
+    _, indices, counts = target(op, **call)
     row, kept = rows_of_pictures(call, indices, counts)[b]
-    _, indices, counts = operator(op, **alone)
+    _, indices, counts = target(op, **alone)
     assert [i + begin * T if i >= 0 else -1 for i in indices.tolist()] == row
     assert counts.tolist() == kept
 
@@ -162,7 +162,7 @@ def test_a_larger_budget_keeps_what_a_smaller_one_kept(
         first += 1 + R * C
 
     def kept(budgets: list[int]) -> set[int]:
-        _, indices, _ = operator(op, **{**call, "budgets": budgets})
+        _, indices, _ = target(op, **{**call, "budgets": budgets})
         return set(indices[full[indices // T]].tolist()) if P else set()
 
     assert kept(call["budgets"]) <= kept(more)
@@ -174,7 +174,7 @@ def test_top_k_at_its_edges(T: int) -> None:
     features = torch.arange(1.0, T + 1).view(1, T, 1)
     best = scores.flatten().argsort(descending=True)
     for k in sorted({0, 1, 2, T // 2, T - 1, T, T + 1}):
-        tokens, indices, counts = operator(
+        tokens, indices, counts = target(
             "select", features=features, attn_init=scores, attn_final=scores, grids=[0, 0],
             budgets=[k],
         )  # fmt: skip
@@ -198,7 +198,7 @@ def test_top_k_at_its_edges(T: int) -> None:
 def test_order_of_scores(scores: list[float], order: list[int]) -> None:
     T, rows = len(scores), torch.tensor(scores).view(1, 1, -1)
     for k in range(T + 1):
-        _, indices, _ = operator(
+        _, indices, _ = target(
             "select", features=torch.empty(1, T, 0), attn_init=rows, attn_final=rows, grids=[0, 0],
             budgets=[k],
         )  # fmt: skip
@@ -229,7 +229,7 @@ def test_what_lies_around_a_view_is_not_read(case: tuple[str, Call], byte: int) 
     op, call = case
     changed = {name: around(tensor, byte) for name, tensor in tensors(call).items()}
     assert all(torch.equal(bits(changed[name]), bits(call[name])) for name in changed)
-    assert same(operator(op, **call), operator(op, **{**call, **changed}))
+    assert same(target(op, **call), target(op, **{**call, **changed}))
 
 
 @given(select_calls(), st.sampled_from([math.nan, math.inf, 1e4]))
@@ -240,14 +240,14 @@ def test_of_P_initial_rows_only_the_full_images_are_read(call: Call, value: floa
     for R, C in grids:
         changed[first] = call["attn_init"][first]
         first += 1 + R * C
-    assert same(operator("select", **call), operator("select", **{**call, "attn_init": changed}))
+    assert same(target("select", **call), target("select", **{**call, "attn_init": changed}))
 
 
 @given(any_call)
 def test_inputs_are_left_as_they_were(case: tuple[str, Call]) -> None:
     op, call = case
     before = {name: memory(tensor).clone() for name, tensor in tensors(call).items()}
-    operator(op, **call)
+    target(op, **call)
     for name, tensor in tensors(call).items():
         assert torch.equal(memory(tensor), before[name]), name
 
@@ -256,7 +256,7 @@ def test_inputs_are_left_as_they_were(case: tuple[str, Call]) -> None:
 def test_outputs_are_as_large_as_said_and_nobody_elses(case: tuple[str, Call]) -> None:
     op, call = case
     P, T, D = call["features"].shape
-    outputs = operator(op, **call)
+    outputs = target(op, **call)
     integers = (call["grids"], call["budgets"], T, call["crops"], call["policy"])
     K = sum(arguments.output_rows(*integers))
     sizes, dtypes = [(K, D), (K,), (P,)], [call["features"].dtype, torch.int64, torch.int64]
@@ -277,7 +277,7 @@ def test_the_number_of_rows_is_known_from_the_integers(batch: tuple[int, int, Ca
     )
     attention = torch.zeros(P, 1, T)
     call = {"features": torch.empty(P, T, 0), "attn_init": attention, "attn_final": attention}
-    assert operator("select", **call, **integers)[1].shape == (sum(rows),)
+    assert target("select", **call, **integers)[1].shape == (sum(rows),)
 
 
 # The same bits on every run.
@@ -293,11 +293,11 @@ def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtyp
     if op == "select":  # many ties: whoever counts them in another order is found out
         call["attn_final"] = call["attn_final"].round()
     torch.set_num_threads(1)
-    expected = operator(op, **call)
+    expected = target(op, **call)
     for count in (1, 2, 4):
         torch.set_num_threads(count)
         for _ in range(3):
-            assert same(operator(op, **call), expected)
+            assert same(target(op, **call), expected)
 
 
 @pytest.mark.usefixtures("threads")
@@ -305,10 +305,10 @@ def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtyp
 def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
     torch.set_num_threads(2)
     calls = [seeded_call(op, seed, **LARGE) for seed in range(4)]
-    expected = [operator(op, **call) for call in calls]
+    expected = [target(op, **call) for call in calls]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
-            results = list(pool.map(lambda call: operator(op, **call), calls))
+            results = list(pool.map(lambda call: target(op, **call), calls))
             assert all(same(*pair) for pair in zip(results, expected, strict=True))
 
 
@@ -347,8 +347,8 @@ def test_strides_beyond_32_bits(op: str, name: str, dim: int) -> None:
     needs_gib(12)
     call = seeded_call(op, 10, dtype=torch.float16)
     call["features"] = call["features"].half()
-    expected = operator(op, **call)
-    assert same(operator(op, **{**call, name: far(call[name], dim)}), expected)
+    expected = target(op, **call)
+    assert same(target(op, **{**call, name: far(call[name], dim)}), expected)
 
 
 def test_outputs_beyond_32_bits() -> None:
@@ -360,7 +360,7 @@ def test_outputs_beyond_32_bits() -> None:
     attention = torch.zeros(1, 1, T)
     torch.use_deterministic_algorithms(False)  # or all of the output is filled first
     try:
-        tokens, indices, _ = operator(
+        tokens, indices, _ = target(
             "select", features=features, attn_init=attention, attn_final=attention,
             grids=[0, 0], budgets=[T],
         )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU backend against the oracle, over everything that a call may be.
+"""A backend (see targets.py) against the oracle, over everything that a call may be.
 
 `select` agrees to the bit in all outputs. `select_qk` computes scores in float32 where the oracle
 takes float64, so it is compared where every cut falls between scores that float32 can tell apart.
@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from callers import by_backend, reference
+from callers import reference
 from hypothesis import assume, given, settings
 from strategies import (
     HEAD_WIDTHS,
@@ -23,15 +23,12 @@ from strategies import (
     select_calls,
     select_qk_calls,
 )
+from targets import target
 
-from hired_kernels import arguments, backends
-
-if not any(row.name == "cpu" and row.available for row in backends.table()):
-    pytest.skip("the native library was not built", allow_module_level=True)
+from hired_kernels import arguments
 
 pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
 
-cpu = by_backend("cpu")
 DTYPES = {"ids": lambda dtype: str(dtype).removeprefix("torch.")}
 LLAVA_NEXT = {"grids": ((2, 2), (1, 2), (3, 1)), "T": 576, "H": 16, "D": 8, "Dh": 64}
 
@@ -39,14 +36,14 @@ LLAVA_NEXT = {"grids": ((2, 2), (1, 2), (3, 1)), "T": 576, "H": 16, "D": 8, "Dh"
 @settings(max_examples=4 * settings().max_examples)
 @given(select_calls())
 def test_select(call: Call) -> None:
-    assert same(cpu("select", **call), reference("select", **call))
+    assert same(target("select", **call), reference("select", **call))
 
 
 @settings(max_examples=3 * settings().max_examples)
 @given(select_qk_calls())
 def test_select_qk(call: Call) -> None:
     assume(apart(call))
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("order", arguments.ORDERS)
@@ -59,7 +56,7 @@ def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
     if policy == "published":
         rules |= {"share": 0.6}
     call = seeded_call("select", 1, dtype=dtype, **LLAVA_NEXT, **rules)
-    assert same(cpu("select", **call), reference("select", **call))
+    assert same(target("select", **call), reference("select", **call))
 
 
 @pytest.mark.parametrize("policy", arguments.POLICIES)
@@ -67,21 +64,21 @@ def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
 def test_select_qk_of_llava_next_size(dtype, policy) -> None:
     sizes = {**LLAVA_NEXT, "grids": ((2, 2), (1, 2))}
     call = seeded_qk_call(2, dtype=dtype, **sizes, policy=policy)
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 @pytest.mark.parametrize("Dh", HEAD_WIDTHS)
 def test_head_widths(Dh: int, dtype: torch.dtype) -> None:
     call = seeded_qk_call(3, Dh=Dh, dtype=dtype)
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("H", [1, 2, 5, 16, 64])
 @pytest.mark.parametrize("N", [16, 17, 18, 31, 32, 33, 64, 65])
 def test_more_keys_than_patches(N: int, H: int) -> None:
     call = seeded_qk_call(4, N=N, H=H)
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("T", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 257])
@@ -89,13 +86,13 @@ def test_more_keys_than_patches(N: int, H: int) -> None:
 def test_token_counts_around_vector_widths(op: str, T: int) -> None:
     sizes = {"T": T, "grids": ((0, 0), (0, 0)), "share": 0.5}
     call = seeded_call(op, 5, **sizes) if op == "select" else seeded_qk_call(5, **sizes)
-    assert same(cpu(op, **call), reference(op, **call))
+    assert same(target(op, **call), reference(op, **call))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, 0.01, 0.3, -0.3, 1.0, 30.0, -30.0])
 def test_scale(scale: float) -> None:
     call = seeded_qk_call(6, scale=scale)
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -115,13 +112,13 @@ def test_queries_and_keys_that_are_not_finite(layer: str, where: str, value: flo
     else:
         key.fill_(value)
     assert apart(call)
-    assert same(cpu("select_qk", **call), reference("select_qk", **call))
+    assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 def test_a_fused_projection_is_read_in_place(dtype: torch.dtype) -> None:
     call = seeded_qk_call(8, dtype=dtype)
-    expected = cpu("select_qk", **call)
+    expected = target("select_qk", **call)
     for layer in ("init", "final"):
         query, key = call[f"query_{layer}"], call[f"key_{layer}"]
         P, N, H, Dh = key.shape
@@ -130,5 +127,5 @@ def test_a_fused_projection_is_read_in_place(dtype: torch.dtype) -> None:
         q[:, 0] = query.flatten(1)
         k.copy_(key.flatten(2))
         call |= {f"query_{layer}": q[:, 0].view(P, H, Dh), f"key_{layer}": k.view(P, N, H, Dh)}
-    assert same(cpu("select_qk", **call), expected)
+    assert same(target("select_qk", **call), expected)
     assert same(expected, reference("select_qk", **call))

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 
 #include "checks.h"
@@ -25,7 +26,9 @@ using torch::stable::Tensor;
 int threads = hired::kThreads;
 
 void raise(const Status& status) {
-  if (!status.ok()) throw std::runtime_error("hired_emulated: " + status.message());
+  if (status.ok()) return;
+  throw std::runtime_error("hired_emulated: " + status.message() + "\n" +
+                           hired_emulator::last_failure());
 }
 
 template <class SomeCall>
@@ -39,11 +42,16 @@ Selected run(const Tensor& features, SomeCall* call,
   call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
                   static_cast<int64_t*>(counts.mutable_data_ptr())};
   if (P == 0) return out;
+  static std::mutex mutex;  // there is one emulated machine
+  const std::lock_guard<std::mutex> lock(mutex);
   const auto bytes = static_cast<int64_t>(hired::cuda_workspace_bytes(*call));
   const Tensor workspace = new_empty(features, {bytes}, ScalarType::Byte);
   hired::Counters* counters = nullptr;
-  raise(hired::find_counters(nullptr, &counters));
-  raise(launch(*call, {nullptr, counters, workspace.mutable_data_ptr(), threads}));
+  raise(hired::find_counters(0, nullptr, &counters));
+  const Status status =
+      launch(*call, {0, nullptr, counters, workspace.mutable_data_ptr(), threads});
+  if (!status.ok()) std::memset(counters, 0, sizeof *counters);  // a GPU's context would be lost
+  raise(status);
   static const hired::Counters zero{};
   if (std::memcmp(counters, &zero, sizeof zero) != 0) {
     throw std::runtime_error("hired_emulated: a launch left counters behind");
@@ -51,9 +59,10 @@ Selected run(const Tensor& features, SomeCall* call,
   return out;
 }
 
-Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final, std::vector<int64_t> grids,
-                std::vector<int64_t> budgets, double alpha,
-                std::optional<std::vector<int64_t>> crops, std::string policy, std::string order) {
+Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final,
+                        std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
+                        std::optional<std::vector<int64_t>> crops, std::string policy,
+                        std::string order) {
   hired::Plan plan;
   hired::SelectCall call{};
   hired::check_select(features, attn_init, attn_final,
@@ -63,10 +72,10 @@ Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final, st
 }
 
 Selected emulate_select_qk(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final,
-                   Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
-                   double alpha, std::optional<double> scale,
-                   std::optional<std::vector<int64_t>> crops, std::string policy,
-                   std::string order) {
+                           Tensor key_final, std::vector<int64_t> grids,
+                           std::vector<int64_t> budgets, double alpha, std::optional<double> scale,
+                           std::optional<std::vector<int64_t>> crops, std::string policy,
+                           std::string order) {
   hired::Plan plan;
   hired::SelectQkCall call{};
   hired::check_select_qk(features, query_init, key_init, query_final, key_final,
@@ -83,8 +92,8 @@ extern "C" __attribute__((visibility("default"))) void hired_emulated_configure(
   hired_emulator::Options& options = hired_emulator::options();
   options.seed = seed;
   options.resident_blocks = resident_blocks;
-  options.warps = lock_step != 0 ? hired_emulator::Warps::kLockStep
-                                 : hired_emulator::Warps::kIndependent;
+  options.warps =
+      lock_step != 0 ? hired_emulator::Warps::kLockStep : hired_emulator::Warps::kIndependent;
   options.abort_on_failure = false;
   hired_emulator::device.major = capability;
   threads = block_threads;

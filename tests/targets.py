@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of parity and of invariants are held against: HIRED_TEST_TARGET.
+
+`cpu` (the default) is the CPU backend; `cuda` a GPU, to which arguments are moved as they lie in
+memory; `emulated` the CUDA kernels' own source on the host (tests/emulator), every call under a
+seed, a block size and a number of resident blocks of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from callers import Caller, by_backend
+from torch import Tensor
+
+from hired_kernels import backends
+
+NAME = os.environ.get("HIRED_TEST_TARGET", "cpu")
+Results = tuple[Tensor, Tensor, Tensor]
+
+
+@cache
+def emulator() -> ctypes.CDLL:
+    """The library of tests/emulator/library.cpp, registered as torch.ops.hired_emulated."""
+    library = os.environ["HIRED_EMULATED_LIBRARY"]
+    torch.ops.load_library(library)
+    return ctypes.CDLL(library)
+
+
+def schedule(
+    seed: int, resident_blocks: int, threads: int, *, lock_step: bool, capability: int
+) -> None:
+    """How the next emulated launches run; capability is the major one that the device claims."""
+    emulator().hired_emulated_configure(
+        ctypes.c_uint64(seed), resident_blocks, threads, int(lock_step), capability
+    )
+
+
+def emulated(op: str, **arguments: Any) -> Results:
+    """The kernels as the last `schedule` says."""
+    emulator()
+    return getattr(torch.ops.hired_emulated, op)(**arguments)
+
+
+_calls = itertools.count()
+
+
+def _aligned(value: Any) -> Any:
+    """As it would lie on a GPU: where a number begins at a multiple of its size."""
+    if not isinstance(value, Tensor) or value.data_ptr() % value.itemsize == 0:
+        return value
+    moved = torch.empty(0, dtype=value.dtype)
+    storage = value.untyped_storage().clone()
+    return moved.set_(storage, value.storage_offset(), value.shape, value.stride())
+
+
+def _emulated_anyhow(op: str, **arguments: Any) -> Results:
+    arguments = {name: _aligned(value) for name, value in arguments.items()}
+    choose = random.Random(next(_calls))
+    schedule(
+        choose.getrandbits(60),
+        choose.choice([1, 2, 5, 40]),
+        choose.choice([32, 64, 128]),
+        lock_step=choose.random() < 0.5,
+        capability=choose.choice([6, 9]),
+    )
+    return emulated(op, **arguments)
+
+
+def to_gpu(tensor: Tensor) -> Tensor:
+    """The same values at the same strides and offset, storage and all."""
+    storage = tensor.untyped_storage().cuda()
+    moved = torch.empty(0, dtype=tensor.dtype, device="cuda")
+    return moved.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _on_gpu(op: str, **arguments: Any) -> Results:
+    moved = {
+        name: to_gpu(value) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+    return tuple(result.cpu() for result in by_backend("cuda")(op, **moved))
+
+
+TARGETS: dict[str, Caller] = {
+    "cpu": by_backend("cpu"),
+    "cuda": _on_gpu,
+    "emulated": _emulated_anyhow,
+}
+target = TARGETS[NAME]
+
+if NAME == "cpu" and not any(row.name == "cpu" and row.available for row in backends.table()):
+    pytest.skip("the native library was not built", allow_module_level=True)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels' own source on the host: one call after another under a hundred seeds.
+
+A seed shuffles which block starts when, which warp and thread runs next, and what shared memory
+holds; a missing barrier shows as a wrong answer, an unlawful wait as a deadlock report. Runs where
+HIRED_EMULATED_LIBRARY names the library (`make test-emulated`); test_parity.py and
+test_invariants.py run there too, under HIRED_TEST_TARGET=emulated.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from callers import reference
+from strategies import Call, same, seeded_call, seeded_qk_call
+from targets import emulated, schedule
+
+if "HIRED_EMULATED_LIBRARY" not in os.environ:
+    pytest.skip("the emulator was not built: make test-emulated", allow_module_level=True)
+
+SEEDS = range(100)
+SMALL = {"T": 16, "H": 3, "D": 5}
+
+
+def calls() -> dict[str, tuple[str, Call]]:
+    grids = ((2, 2), (0, 0), (1, 3))
+    cropped: dict[str, Any] = {"crops": [1, 7, 0, 8, 0, 0, 0, 0, 0, 4, 2, 9]}
+    return {
+        "select": ("select", seeded_call("select", 1, grids=grids, **SMALL)),
+        "select-cropped": ("select", seeded_call("select", 2, grids=grids, **SMALL, **cropped)),
+        "select-published": (
+            "select",
+            seeded_call("select", 3, grids=((2, 2), (0, 0), (1, 2)), policy="published", **SMALL),
+        ),
+        "select_qk": ("select_qk", seeded_qk_call(4, grids=grids, Dh=8, **SMALL)),
+        "select_qk-cropped": (
+            "select_qk",
+            seeded_qk_call(5, grids=grids, Dh=5, order="partition", **SMALL, **cropped),
+        ),
+    }
+
+
+@pytest.mark.parametrize("lock_step", [True, False], ids=["lock-step", "independent"])
+@pytest.mark.parametrize("resident_blocks", [1, 3, 32])
+@pytest.mark.parametrize("name", calls())
+def test_a_hundred_seeds(name: str, resident_blocks: int, lock_step: bool) -> None:
+    op, call = calls()[name]
+    expected = reference(op, **call)
+    for seed in SEEDS:
+        schedule(seed, resident_blocks, 64, lock_step=lock_step, capability=6)
+        assert same(emulated(op, **call), expected), f"seed {seed}"
+
+
+@pytest.mark.parametrize("capability", [6, 9])
+@pytest.mark.parametrize("pictures", [64, 65, 512, 513])
+def test_batches_that_outgrow_a_launch(pictures: int, capability: int) -> None:
+    """64 pictures a launch on sm_61, 512 from sm_70 on; the emulator refuses larger parameters."""
+    call = seeded_call("select", 6, grids=((1, 1),) * pictures, T=4, H=1, D=1)
+    schedule(pictures, 8, 32, lock_step=False, capability=capability)
+    assert same(emulated("select", **call), reference("select", **call))
+
+
+@pytest.mark.parametrize("threads", [32, 64, 256])
+def test_block_sizes(threads: int) -> None:
+    sizes = {"grids": ((2, 2),), "T": 49, "H": 2, "D": 3}
+    for op, call in (
+        ("select", seeded_call("select", 7, **sizes)),
+        ("select_qk", seeded_qk_call(8, Dh=16, **sizes)),
+    ):
+        schedule(threads, 4, threads, lock_step=False, capability=6)
+        assert same(emulated(op, **call), reference(op, **call))
+
+
+def test_the_largest_partition_and_grid() -> None:
+    call = seeded_call("select", 9, grids=((8, 8),), T=1024, H=1, D=1, crops=[3, 250, 1, 255])
+    schedule(9, 6, 128, lock_step=False, capability=6)
+    assert same(emulated("select", **call), reference("select", **call))
