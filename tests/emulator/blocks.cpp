@@ -249,6 +249,7 @@ void Machine::run(const std::vector<Launch>& launches) {
   }
   resident_blocks_ = ready_threads_ = idle_polls_ = picks_ = 0;
   failure_.clear();
+  abandon();  // what an exception left behind
   current_ = &host_;
   while (true) {
     while (start_cluster()) {

@@ -229,14 +229,25 @@ Options& options() {
 }
 
 void run(const std::vector<Launch>& launches) {
+  for (const Launch& launch : launches) {
+    const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
+    if (threads == 0 || threads > 1024) throw std::invalid_argument("threads of a block");
+    if (launch.cluster_size == 0 || launch.grid.x % launch.cluster_size != 0) {
+      throw std::invalid_argument("a grid is not a whole number of clusters");
+    }
+  }
   const std::lock_guard<std::mutex> lock(one_run_at_a_time);
   machine.run(launches);
 }
 
 void together(const std::function<void()>& launches) {
-  queueing = true;
-  launches();
-  queueing = false;
+  {
+    const struct Queueing {
+      Queueing() { queueing = true; }
+      ~Queueing() { queueing = false; }
+    } until_here;
+    launches();
+  }
   const std::vector<Launch> all = std::move(queued);
   queued.clear();
   run(all);
