@@ -3,24 +3,29 @@
 # Each target does its own set-up: a virtual environment in .venv, dependencies, the native build.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# GPU architectures of the build: those of the GPU that is there, else none (a list like "61;90",
+# "all" or "auto" asks for more: README, CUDA).
+HIRED_CUDA_ARCHS ?= $(shell nvidia-smi > /dev/null 2>&1 && echo auto || echo none)
+export HIRED_CUDA_ARCHS
 VENV := .venv
 BIN := $(VENV)/bin
 SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_calls.py \
   tests/test_host_arithmetic.py
 EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
-SOURCES := $(shell find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test test-sanitize lint format bench-cpu wheel pascal-compiler \
   kernel-report clean
 
 help:
 	@echo "make demo           the method on a photograph; writes hired_demo.png"
-	@echo "make test           all tests, the sanitizers' too"
+	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch on this CPU"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
+	@echo "make wheel ARCHS=61 a wheel for chosen GPU architectures (61;90, all, none)"
 	@echo "make setup          what the others begin with: .venv, dependencies, native build"
 
 # PyTorch first and by itself: later steps must find it and not fetch another.
@@ -41,6 +46,7 @@ demo: setup
 
 test: setup
 	$(MAKE) test-sanitize
+	$(MAKE) test-emulated
 	$(BIN)/pytest tests
 
 # The native code under the address and undefined-behaviour sanitizers: a copy of the package, built
@@ -53,18 +59,25 @@ test-sanitize: setup
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_SANITIZED=1 \
 	  PYTHONPATH=$(SANITIZED) $(BIN)/pytest $(SANITIZE_TESTS)
 
-# The CUDA kernels' own source on the host, threads as fibers, under the address and
-# undefined-behaviour sanitizers.
+# The CUDA kernels' own source on the host, threads as fibers, under the same sanitizers. It takes
+# Boost.Context; where that is missing, it says so and the other tests go on.
 EMULATED := $(CURDIR)/build/emulator/libhired_emulated.so
+BOOST := $(shell echo '\#include <boost/context/detail/fcontext.hpp>' | \
+  $${CXX:-c++} -x c++ -E - > /dev/null 2>&1 && echo there)
 test-emulated: setup
+ifeq ($(BOOST),there)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/emulator -G Ninja -DHIRED_EMULATOR=ON \
-	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined \
+	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
 	  -DHIRED_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/cmake --build build/emulator --target hired_emulated
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
+	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-40} \
 	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(BIN)/pytest $(EMULATED_TESTS)
+else
+	@echo "test-emulated: skipped, Boost.Context is missing (Debian: libboost-context-dev)"
+endif
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -85,7 +98,7 @@ bench-cpu: setup
 	$(BIN)/python benchmarks/bench_select.py
 
 wheel: $(BIN)/.dependencies
-	HIRED_NATIVE=1 $(if $(ARCHS),HIRED_CUDA_ARCHS="$(ARCHS)") $(BIN)/python -m pip wheel -q \
+	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \
 	  --no-build-isolation --no-deps -w dist .
 	@ls -t dist/*.whl | head -n 1
 
