@@ -14,12 +14,14 @@ SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_c
 EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize lint format bench-cpu wheel pascal-compiler \
+.PHONY: help setup demo test test-sanitize lint format test-gpu bench bench-cpu wheel pascal-compiler \
   kernel-report clean
 
 help:
 	@echo "make demo           the method on a photograph; writes hired_demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
+	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
+	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch on this CPU"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
@@ -93,6 +95,14 @@ format: $(BIN)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
+
+# On a machine with a GPU: both build for it in build/gpu, with whatever python3 and PyTorch are there.
+test-gpu:
+	tools/test_gpu.sh
+
+bench:
+	tools/test_gpu.sh build
+	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_gpu.py
 
 bench-cpu: setup
 	$(BIN)/python benchmarks/bench_select.py

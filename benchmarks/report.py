@@ -8,6 +8,7 @@ its figures.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -34,13 +35,36 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "backend": backends.active(device),
-        "instruction_set": _instruction_set(),
+        "instruction_set": _build_info("isa"),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "last_cache_bytes": last_cache_bytes(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def gpu() -> dict[str, Any]:
+    """The current GPU, its driver, and what PyTorch was built with."""
+    device = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "built": _build_info("cuda_archs"),
+        "cuda_compiler": _build_info("cuda_compiler"),
+    }
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: "NVIDIA H200" as nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def last_cache_bytes(otherwise: int = 32 << 20) -> int:
@@ -85,7 +109,8 @@ def times(ratio: float) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, with a + where files differ from it; None outside of git."""
+    """The commit of the sources, with a + where files differ from it; outside of git what
+    HIRED_COMMIT says, or None."""
     root = Path(hired_kernels.__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -96,15 +121,31 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("HIRED_COMMIT")
 
 
-def _instruction_set() -> str | None:
+def _build_info(field: str) -> Any:
     try:
         from hired_kernels import _C
     except ImportError:
         return None
-    return _C.build_info()["isa"]
+    return _C.build_info().get(field)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.split()[0] if result.stdout.split() else None
 
 
 def _cpu_name() -> str:

@@ -109,6 +109,7 @@ class BlockGroup {
   using Lane = float;
   using LaneWord = uint32_t;
   static constexpr int kWidth = 1;
+  static constexpr int kAhead = 16;  // one round trip to memory for the 16 heads of CLIP-L, not 15
 
   __device__ explicit BlockGroup(uint32_t* scratch) : scratch_(scratch) {}
 

@@ -9,9 +9,10 @@
 // exclusive_sum(n, &total), the sum of n over the members of lower rank; to copy or clear a row of
 // bytes, copy(to, from, bytes) and zero(to, bytes). All but rank, size and add are collective:
 // every member calls them, the same number of times. For scores it names a Lane, kWidth floats that
-// one member works on at a time, and its LaneWord, with load, store, lane(lanes, i), and sum(lanes)
-// and max(lanes) over the lanes of all members. Wide holds the product of a picture's tokens and a
-// partition's, within the backend's limits.
+// one member works on at a time, and its LaneWord, how many kAhead of them are loaded before the
+// first is used, with load, store, lane(lanes, i), and sum(lanes) and max(lanes) over the lanes of
+// all members. Wide holds the product of a picture's tokens and a partition's, within the backend's
+// limits.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,10 @@
 
 #ifdef __CUDACC__
 #define HIRED_FN __host__ __device__ __forceinline__
+#define HIRED_UNROLL _Pragma("unroll")
 #else
 #define HIRED_FN inline
+#define HIRED_UNROLL
 #endif
 
 // A source file compiled once for each instruction set gives each copy a namespace of its own, so

@@ -100,6 +100,7 @@ struct LaneGroup : SerialGroup {
   using Lane = Lanes;
   using LaneWord = LaneWords;
   static constexpr int kWidth = kLanes;
+  static constexpr int kAhead = 1;  // the processor looks ahead by itself
 
   template <class Scalar>
   HIRED_FN Lanes load(const Scalar* p) const {

@@ -29,6 +29,7 @@ struct Picture {
   int32_t rest;                      // what the sub-images share
   int32_t output_rows;               // rows of the output that the picture owns
   int32_t top, bottom, left, right;  // what is picture, in patches of the assembled grid
+  int32_t init_row;  // where rest > 0: among the pictures whose initial layer is read
 
   HIRED_FN int32_t sub_images() const { return rows * cols; }
 };

@@ -201,6 +201,7 @@ Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits,
   plan->rules.order = in.order == "raster" ? Order::kRaster : Order::kPartition;
   plan->pictures.resize(B);
   plan->output_rows = 0;
+  plan->init_rows = 0;
   int64_t partition = 0;
   for (size_t i = 0; i < B; ++i) {
     Picture& picture = plan->pictures[i];
@@ -216,6 +217,8 @@ Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits,
     picture.right = static_cast<int32_t>(cropped ? crop[3] : picture.cols * side);
     part_budget(in.budgets[i], in.alpha, T, plan->rules.policy, &picture);
     plan->output_rows += picture.output_rows;
+    picture.init_row = plan->init_rows;
+    plan->init_rows += picture.rest > 0;
     partition += 1 + picture.sub_images();
   }
   return Status::Ok();

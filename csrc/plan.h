@@ -39,6 +39,7 @@ struct Plan {
   Rules rules;
   std::vector<Picture> pictures;
   int64_t output_rows = 0;  // K
+  int32_t init_rows = 0;    // pictures whose initial layer is read
 };
 
 // int(count * alpha) of the double, clamped to [0, count] before it is narrowed.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <map>
 #include <mutex>
-#include <utility>
+#include <thread>
+#include <tuple>
 
 #include "arena.h"
 #include "select_launch.cuh"
@@ -17,9 +18,9 @@ constexpr Arena::Where kWhere = Arena::Where::kDevice;
 
 DeviceWorkspace carve(const Call& call, bool from_keys, Arena* arena) {
   const int64_t P = call.P, T = call.plan->rules.tokens;
-  const auto B = static_cast<int64_t>(call.plan->pictures.size());
+  const int64_t score_rows = from_keys ? P + call.plan->init_rows : 0;
   DeviceWorkspace workspace{};
-  workspace.probabilities = arena->take<float>(from_keys ? (P + B) * call.H * T : 0);
+  workspace.probabilities = arena->take<float>(score_rows * call.H * T);
   workspace.kept = arena->take<int32_t>(P * T);
   workspace.row_counts = arena->take<uint32_t>(P * call.plan->rules.side);
   workspace.budgets = arena->take<int32_t>(P);
@@ -47,12 +48,8 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
   workspace.counters = place.counters;
   if (Status status = set_device(place.device); !status.ok()) return status;
 #ifdef HIRED_CUDA_LARGE  // some of the code is for sm_70 or later
-  if (call.plan->pictures.size() > kSmallBatch) {
-    int major = 0;
-    const cudaError_t error =
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.device);
-    if (Status status = cuda_status(error, "a device"); !status.ok()) return status;
-    if (major >= 7) return launch_large(call, workspace, place);
+  if (call.plan->pictures.size() > kSmallBatch && has_large(place.device)) {
+    return launch_large(call, workspace, place);
   }
 #endif
   return launch_all<kSmallBatch>(call, workspace, place);
@@ -75,14 +72,27 @@ Status check_code(int device) {
           "): `python -m hired_kernels info` says what it has and how to get the right build");
 }
 
-// Allocates and clears counters at once, whatever the streams of the device are doing; allowed
-// while one of them is being captured, since nothing of it is for the graph.
+// For as long as it lives this thread may do what a capture of some stream would else forbid: load
+// code, allocate, clear memory, wait. Nothing of it is for the graph.
+class OutsideCapture {
+ public:
+  OutsideCapture() { error_ = cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~OutsideCapture() {
+    if (error_ == cudaSuccess) static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));
+  }
+  OutsideCapture(const OutsideCapture&) = delete;
+  OutsideCapture& operator=(const OutsideCapture&) = delete;
+  cudaError_t error() const { return error_; }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  cudaError_t error_;
+};
+
+// Allocates and clears counters at once, whatever the streams of the device are doing.
 Status make_counters(Counters** counters) {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaStream_t stream = nullptr;
-  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error != cudaSuccess) return cuda_status(error, "counters");
-  error = cudaMalloc(reinterpret_cast<void**>(counters), sizeof(Counters));
+  cudaError_t error = cudaMalloc(reinterpret_cast<void**>(counters), sizeof(Counters));
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = cudaMemsetAsync(*counters, 0, sizeof(Counters), stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
@@ -90,8 +100,6 @@ Status make_counters(Counters** counters) {
     const cudaError_t destroyed = cudaStreamDestroy(stream);
     if (error == cudaSuccess) error = destroyed;
   }
-  const cudaError_t restored = cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error == cudaSuccess) error = restored;
   return cuda_status(error, "counters");
 }
 
@@ -115,19 +123,26 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place) {
 
 Status find_counters(int device, void* stream, Counters** counters) {
   static std::mutex mutex;
-  static std::map<std::pair<int, void*>, Counters*> of_stream;
+  static std::map<std::tuple<int, void*, std::thread::id>, Counters*> of_stream;
   if (Status status = set_device(device); !status.ok()) return status;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing);
   if (error != cudaSuccess) return cuda_status(error, "a stream");
-  if (capturing != cudaStreamCaptureStatusNone) return make_counters(counters);
+  const bool captured = capturing != cudaStreamCaptureStatusNone;
+  // One handle stands for the default streams of all threads, where they have one each.
+  const bool of_thread = stream == reinterpret_cast<void*>(uintptr_t{0x2});
   const std::lock_guard<std::mutex> lock(mutex);
-  Counters*& known = of_stream[{device, stream}];
-  if (known == nullptr) {
+  Counters*& known =
+      of_stream[{device, stream, of_thread ? std::this_thread::get_id() : std::thread::id()}];
+  if (captured || known == nullptr) {
+    const OutsideCapture outside;
+    if (Status status = cuda_status(outside.error(), "counters"); !status.ok()) return status;
     if (Status status = check_code(device); !status.ok()) return status;
     Counters* made = nullptr;
     if (Status status = make_counters(&made); !status.ok()) return status;
-    known = made;
+    if (!captured) known = made;
+    *counters = made;
+    return Status::Ok();
   }
   *counters = known;
   return Status::Ok();

@@ -60,10 +60,14 @@ struct LaunchParams {
   float scale;
   int32_t first_picture, count;
   int32_t first_partition, partitions;  // of this launch
+  int32_t init_jobs;                    // head jobs of the initial layer: none if nobody reads it
   int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
   int32_t key_lanes;  // lanes that share a key in 16-byte pieces; 0: its alignment allows none
   Picture pictures[kPictures];
 };
+
+static_assert(sizeof(LaunchParams<kSmallBatch>) <= 4096, "what sm_61 takes");
+static_assert(sizeof(LaunchParams<kLargeBatch>) <= 32764, "what sm_70 and later take");
 
 template <int kPictures>
 __device__ __forceinline__ int32_t picture_of_partition(const LaunchParams<kPictures>& params,
@@ -150,19 +154,18 @@ __device__ __forceinline__ void dot_by_elements(const float* query, const Scalar
   }
 }
 
-// Shared memory: query [Dh], logits [N].
+// Shared memory: query [Dh], logits [N]. Returns whether there was anything to do.
 template <class Scalar, int kPictures>
-__device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
+__device__ __forceinline__ bool heads_job(const LaunchParams<kPictures>& params, int32_t job,
                                           char* shared, const BlockGroup& group) {
-  const int32_t init_jobs = params.count * params.H;
-  const bool init = job < init_jobs;
-  const int32_t row = (init ? job : job - init_jobs) / params.H;
-  const int32_t h = (init ? job : job - init_jobs) % params.H;
+  const bool init = job < params.init_jobs;
+  if (!init) job -= params.init_jobs;
+  const int32_t row = job / params.H, h = job % params.H;
   const int32_t p = params.first_partition + row;  // final layer
   const int32_t b = init ? row : picture_of_partition(params, p);
   const Picture& picture = params.pictures[b];
   auto& counters = params.workspace.counters->picture[b];
-  if (init && picture.rest == 0) return;  // nobody will ask
+  if (init && picture.rest == 0) return false;  // nobody will ask
 
   const QueriesKeys& layer = init ? params.keys_init : params.keys_final;
   const int64_t call_picture = params.first_picture + b;
@@ -186,11 +189,12 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
                     logits);
   }
   group.sync();
-  const int64_t score_row = init ? params.P + call_picture : p;
+  const int64_t score_row = init ? params.P + picture.init_row : p;
   float* probabilities =
       params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens;
   add_softmax(group, logits, params.N, params.rules.tokens, /*first=*/true, probabilities);
   arrive(init ? &counters.heads_init : &counters.heads_final);
+  return true;
 }
 
 // keys [T] in shared memory of one score row, waiting for its heads if they are being computed.
@@ -209,7 +213,7 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
     } else {
       wait_for(&counters.heads_final, heads * static_cast<uint32_t>(1 + picture.sub_images()));
     }
-    const int64_t row = init ? params.P + call_picture : p;
+    const int64_t row = init ? params.P + picture.init_row : p;
     score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
   } else {
     const Attention& layer = init ? params.attention_init : params.attention_final;
@@ -363,20 +367,23 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (threadIdx.x == 0) *ticket = atomicAdd(&counters.tickets, 1u);
   __syncthreads();
   auto job = static_cast<int32_t>(*ticket);
-  const int32_t heads = kFromKeys ? (params.count + params.partitions) * params.H : 0;
+  const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
+  bool arrived = true;
   if (job < heads) {
-    if constexpr (kFromKeys) heads_job<Scalar>(params, job, shared, group);
+    if constexpr (kFromKeys) arrived = heads_job<Scalar>(params, job, shared, group);
   } else if ((job -= heads) < params.count) {
     weigh_job<Scalar, kFromKeys>(params, job, shared, group);
   } else if ((job -= params.count) < params.partitions) {
     choose_job<Scalar, kFromKeys>(params, params.first_partition + job, shared, group);
   } else {
     gather_job(params, job - params.partitions, shared, group);
+    arrived = false;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
+    if (arrived) __threadfence();  // its counter grows before `left` does
     if (atomicAdd(&counters.left, 1u) == gridDim.x - 1) {
+      __threadfence();
       for (int32_t b = 0; b < params.count; ++b) counters.picture[b] = {};
       counters.tickets = 0;
       counters.left = 0;

@@ -125,6 +125,7 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   params.first_partition = pictures[0].first_partition;
   int64_t full_rows = 0, sub_rows = 0;
   int32_t columns = 0;
+  bool any_rest = false;
   for (int32_t b = 0; b < count; ++b) {
     const Picture& picture = pictures[b];
     params.pictures[b] = picture;
@@ -133,10 +134,12 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
     const int64_t sub_images = std::max(1, picture.sub_images());
     sub_rows = std::max<int64_t>(sub_rows, (picture.rest + sub_images - 1) / sub_images);
     columns = std::max(columns, picture.cols);
+    any_rest = any_rest || picture.rest > 0;
   }
   params.full_blocks = blocks_for(full_rows, place.threads);
   params.sub_blocks = blocks_for(sub_rows, place.threads);
-  const int64_t heads = kKeys ? (int64_t{count} + params.partitions) * params.H : 0;
+  params.init_jobs = kKeys && any_rest ? count * params.H : 0;
+  const int64_t heads = kKeys ? params.init_jobs + int64_t{params.partitions} * params.H : 0;
   const int64_t gathers =
       int64_t{count} * params.full_blocks + int64_t{params.partitions - count} * params.sub_blocks;
   const int64_t jobs = heads + count + params.partitions + gathers;
@@ -178,7 +181,8 @@ Status launch_all(const SomeCall& call, const DeviceWorkspace& workspace, const 
 
 }  // namespace HIRED_ISA
 
-// select_cuda_large.cu
+// select_cuda_large.cu. Whether it has code for the current device, and its driver takes it.
+bool has_large(int device);
 Status launch_large(const SelectCall& call, const DeviceWorkspace& workspace,
                     const CudaPlace& place);
 Status launch_large(const SelectQkCall& call, const DeviceWorkspace& workspace,

@@ -25,6 +25,15 @@ settings.register_profile(
 settings.load_profile("hired")
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """`make test-sanitize` means the sanitized copy of the package, not the installed one."""
+    if os.environ.get("HIRED_TEST_SANITIZED"):
+        from hired_kernels import _C
+
+        if "address" not in _C.build_info()["sanitizers"]:
+            pytest.exit(f"{_C.__file__} was built without the address sanitizer", returncode=1)
+
+
 @pytest.fixture(scope="module")
 def dirty_memory() -> Iterator[None]:
     """New tensors come full of NaN and of the largest integers: what is not written shows."""

@@ -103,7 +103,10 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Gen
 def score_values(
     kind: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
-    """Scores of one kind: those of attention, ties, and what floating point has at its edges."""
+    """Scores of one kind: those of attention, ties, and what floating point has at its edges.
+
+    A sum of cancelling ones depends on the order of its heads.
+    """
     if kind == "bits":
         return random_bits(shape, dtype, generator)
     tiny, huge = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
@@ -112,6 +115,7 @@ def score_values(
         "ties": [0.0, 1.0, 2.0],
         "zeros": [0.0, -0.0, denormal, -denormal],
         "specials": [math.nan, math.inf, -math.inf, 0.0, -0.0, huge, -huge, tiny, denormal, 1.0],
+        "cancelling": [2.0**15, -(2.0**15), 2.0**-14, 3 * 2.0**-14, -(2.0**-14)],
         "constant": [0.25],
     }
     normal = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -123,7 +127,7 @@ def score_values(
     return palette[torch.randint(len(palette), shape, generator=generator)].to(dtype)
 
 
-KINDS = ["attention", "normal", "ties", "zeros", "specials", "constant", "bits"]
+KINDS = ["attention", "normal", "ties", "zeros", "specials", "cancelling", "constant", "bits"]
 
 
 @st.composite

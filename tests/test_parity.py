@@ -7,8 +7,10 @@ takes float64, so it is compared where every cut falls between scores that float
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from callers import reference
@@ -56,6 +58,27 @@ def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
     if policy == "published":
         rules |= {"share": 0.6}
     call = seeded_call("select", 1, dtype=dtype, **LLAVA_NEXT, **rules)
+    assert same(target("select", **call), reference("select", **call))
+
+
+def test_published_budgets_are_rounded_twice() -> None:
+    # 55 patches are counted, w of them in the first half: where it shows how 55ths are rounded.
+    T, W, alpha = 144, 55, 1 - 55.5 / 144
+    cases = [
+        (w, budget)
+        for w, budget in itertools.product(range(W + 1), range(3 * T))
+        for sub in [budget - min(int(budget * alpha), T)]
+        for once in [w / W * sub]
+        if int(np.float32(w) / np.float32(W) * np.float32(sub)) != int(once)
+        or int(np.float32(once)) != int(once)
+    ]
+    assert len(cases) > 30
+    attn_init = torch.zeros(len(cases), 1, T)
+    for row, (w, _) in zip(attn_init, cases, strict=True):
+        row[0, :w] = row[0, T // 2 : T // 2 + W - w] = 1
+    call = {"features": torch.empty(3 * len(cases), T, 0), "attn_init": attn_init}
+    call |= {"attn_final": torch.zeros(3 * len(cases), 1, T), "grids": [1, 2] * len(cases)}
+    call |= {"budgets": [budget for _, budget in cases], "alpha": alpha, "policy": "published"}
     assert same(target("select", **call), reference("select", **call))
 
 

@@ -85,11 +85,13 @@ def find_nvcc() -> Compiler | None:
             r"^#\$ TOP=(.+)$", run(program, "--dryrun", "-c", "-x", "cu", os.devnull), re.M
         )
         archs = re.findall(r"^sm_(\d+)$", run(program, "--list-gpu-code"), re.M)
-        if version and top and archs:
+        # Before 12.1 no kernel has more than 4 KB of parameters.
+        recent = version and tuple(map(int, version[1].split(".")[:2])) >= (12, 1)
+        if version and recent and top and archs:
             root = Path(top[1].strip()).resolve()
             return Compiler(Path(program), root, f"nvcc {version[1]}", tuple(map(int, archs)))
         if named:
-            raise Refused(f"CUDACXX={named}: expected an nvcc of CUDA 11.5 or later")
+            raise Refused(f"CUDACXX={named}: expected an nvcc of CUDA 12.1 or later")
     return None
 
 

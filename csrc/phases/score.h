@@ -22,7 +22,18 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
     const int n = T - t < kWidth ? T - t : kWidth;
     const Scalar* column = attention + t * stride_t;
     typename Group::Lane sum = group.load(column, stride_t, n);
-    for (int64_t h = 1; h < H; ++h) sum += group.load(column + h * stride_h, stride_t, n);
+    for (int64_t h = 1; h < H; h += Group::kAhead) {
+      typename Group::Lane ahead[Group::kAhead];
+      HIRED_UNROLL
+      for (int j = 0; j < Group::kAhead; ++j) {
+        ahead[j] = h + j < H ? group.load(column + (h + j) * stride_h, stride_t, n)
+                             : typename Group::Lane{};
+      }
+      HIRED_UNROLL
+      for (int j = 0; j < Group::kAhead; ++j) {
+        if (h + j < H) sum += ahead[j];
+      }
+    }
     for (int i = 0; i < n; ++i) keys[t + i] = ordered_key(group.lane(sum, i));
   }
   group.sync();

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`select` and `select_qk` on a GPU: microseconds, bytes, share of the bandwidth of a copy.
+
+LLaVA-NeXT pictures of a full image and 2 x 2 sub-images, 1 to 128 a call, 5 to 60 % of their tokens
+kept. Every shape's results are compared with the CPU backend's, bit for bit, before its figures are
+taken. benchmarks/README.md says how; nothing here asserts how fast anything is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gpu_contenders
+import gpu_runs
+import gpu_tables
+import report
+import timing
+import torch
+from gpu_runs import Burst, Graph
+from inputs import Inputs, Shape
+
+import hired_kernels as hired
+from hired_kernels import backends
+
+OPERATORS = ("select", "select_qk")
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
+RATE = 0.2
+COPY_MEGABYTES = 1024
+
+
+def plan(options: Any) -> Iterator[tuple[str, Shape, str, bool]]:
+    """Operator, shape, policy, whether others run beside it; what matters most comes first."""
+    first, *others = options.dtypes
+    quick = options.quick
+
+    def shape(B: int, dtype: str, rate: float = RATE) -> Shape:
+        return Shape(B, DTYPES[dtype], rate=rate)
+
+    for operator in options.operators:
+        for B in options.batches:
+            yield operator, shape(B, first), "exact", B in (1, 8) and not quick
+        yield operator, shape(1, first), "published", False
+    for dtype in others:
+        for operator in options.operators:
+            for B in options.batches:
+                yield operator, shape(B, dtype), "exact", False
+    for operator in options.operators:
+        for B in (1, 32):
+            for rate in RATES:
+                if rate != RATE and not quick:
+                    yield operator, shape(B, first, rate), "exact", False
+
+
+def arguments_of(shape: Shape) -> tuple[list[int], list[int], float]:
+    return shape.grids, shape.budgets, shape.alpha
+
+
+def disagreement(shape: Shape, operator: str, policy: str, sample: Inputs) -> str:
+    """Which output is not the CPU's, or an empty string."""
+    raw = getattr(torch.ops.hired, operator).default
+    tensors, integers = sample.arguments(), arguments_of(shape)
+    on_gpu = raw(*tensors, *integers, policy=policy)
+    on_cpu = raw(*(tensor.cpu() for tensor in tensors), *integers, policy=policy)
+    names = ("tokens", "indices", "counts")
+    pairs = zip(names, on_gpu, on_cpu, strict=True)
+    return ", ".join(name for name, a, b in pairs if not gpu_runs.same([a], [b]))
+
+
+def run_case(
+    operator: str, shape: Shape, policy: str, copy: timing.Copy, beside: bool, options: Any
+) -> dict[str, Any]:
+    """One operator at one shape, as it goes into the JSON file."""
+    floor = shape.floor_bytes(operator)
+    total = sum(floor.values())
+    dimensions = ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
+    case: dict[str, Any] = {
+        "operator": operator,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "policy": policy,
+        "shape": {name: getattr(shape, name) for name in dimensions},
+        "bytes": {**floor, "all": total},
+    }
+    number = gpu_runs.number_of_sets(shape, operator, total, options.rotate)
+    if number == 0:
+        return {**case, "left_out": "does not fit the GPU's memory"}
+    samples = gpu_runs.make_sets(shape, operator, number, options.seed)
+    case["input_sets"] = {"number": number, "bytes_touched": number * total}
+    if wrong := disagreement(shape, operator, policy, samples[0]):
+        return {**case, "wrong": f"{wrong}: not the CPU's"}
+
+    raw, face = getattr(torch.ops.hired, operator).default, getattr(hired, operator)
+    integers, pairs = arguments_of(shape), [(shape.R, shape.C)] * shape.B
+    named = {"grids": pairs, "budget": shape.rate, "alpha": shape.alpha, "policy": policy}
+
+    def operate(tensors: tuple) -> tuple:
+        return raw(*tensors, *integers, policy=policy)
+
+    tensors = [sample.arguments() for sample in samples]
+    graph = Graph(operate, tensors, gpu_runs.calls_of_graph(number, total))
+    graph()
+    for i, results in enumerate(graph.results):
+        if not gpu_runs.same(results, operate(tensors[i])):
+            return {**case, "wrong": f"input set {i}: a graph's results are not an eager call's"}
+
+    def measure(clock: timing.Clock, **contenders: Any) -> dict[str, timing.Timing]:
+        # At most 200: what a run takes of the host may be a fraction of what it takes.
+        limits = {"seconds": options.seconds, "clock": clock, "runs": (5, 200)}
+        taken = timing.measure(contenders, sets=1, **limits)
+        calls = {name: getattr(run, "calls", 1) for name, run in contenders.items()}
+        return {name: value.each(calls[name]) for name, value in taken.items()}
+
+    taken = measure(gpu_runs.graph_clock, graph=graph, copy=copy)
+    calls = gpu_runs.calls_of_burst(total)
+    burst = Burst(operate, tensors, calls)
+    taken |= measure(gpu_runs.wall_clock, eager=burst)
+    by_face = Burst(lambda sample: face(*sample, **named), tensors, calls)
+    taken |= measure(gpu_runs.enqueue_clock, host=burst, host_face=by_face)
+    bandwidth = copy.bytes / taken["copy"].median
+    case["calls_in_graph"] = graph.calls
+    case["timings"] = {name: value.as_json() for name, value in taken.items()}
+    case["summary"] = {
+        "graph_us": taken["graph"].median * 1e6,
+        "gigabytes_per_second": total / taken["graph"].median / 1e9,
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "share_of_copy": total / taken["graph"].median / bandwidth,
+        "floor_us": total / bandwidth * 1e6,
+    }
+    if beside:
+        contest = (samples[:64], options.seconds, options.compile)
+        case["others"] = gpu_contenders.measure(shape, operator, *contest)
+    return case
+
+
+def output(options: Any, gpu: str) -> Path | None:
+    if options.out or options.quick:
+        return options.out
+    folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    return folder / f"{report.slug(gpu)}.json"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="float16, batch 1 and 32; prints only")
+    add("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
+    add("--dtypes", nargs="+", choices=DTYPES, default=None)
+    add("--batches", nargs="+", type=int, default=None)
+    add("--seconds", type=float, default=0.15, help="of each contender (default: %(default)s)")
+    add("--rotate", type=float, default=4, help="input sets, in L2s (default: %(default)s)")
+    add("--limit", type=float, default=480, help="no case begins after so many seconds")
+    add("--no-compile", dest="compile", action="store_false", help="without torch.compile")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="default: $OUT or benchmarks/results, <gpu>.json")
+    options = parser.parse_args()
+    options.dtypes = options.dtypes or (["float16"] if options.quick else list(DTYPES))
+    options.batches = options.batches or ([1, 32] if options.quick else list(BATCHES))
+    return options
+
+
+def main() -> int:
+    options = parse()
+    if not torch.cuda.is_available():
+        print("bench_gpu: expected a GPU that PyTorch can use, got none", file=sys.stderr)
+        return 2
+    if backends.active("cuda") == "reference":
+        why = "; ".join(row.why for row in backends.table() if row.why)
+        print(f"bench_gpu: only the reference serves this GPU: {why}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    environment = {**report.environment("cuda"), **report.gpu()}
+    method = {name: getattr(options, name) for name in ("seconds", "rotate", "seed")}
+    copy = timing.Copy(COPY_MEGABYTES, "cuda")
+    contents = {"environment": environment, "method": {**method, "copy_bytes": copy.bytes}}
+    path, cases = output(options, environment["gpu"]), []
+    for operator, shape, policy, beside in plan(options):
+        dtype = str(shape.dtype).removeprefix("torch.")
+        print(f"{operator} {dtype}, batch {shape.B}, {shape.rate:.0%}, {policy}", file=sys.stderr)
+        if time.monotonic() - start > options.limit:
+            contents["left_out"] = f"what was left after {options.limit:g} s"
+            break
+        cases.append(run_case(operator, shape, policy, copy, beside, options))
+        torch.cuda.empty_cache()
+        if path:  # each time: a run that is cut short leaves what it has
+            report.write_json(path, {**contents, "cases": cases})
+    print(
+        f"{environment['gpu']}, driver {environment['driver']}, torch {torch.__version__}, "
+        f"commit {environment['commit']}, {environment['date']}"
+    )
+    gpu_tables.show(cases)
+    if "left_out" in contents:
+        print(f"left out: {contents['left_out']}")
+    if path:
+        print(f"written: {path}")
+    return 1 if any("wrong" in case for case in cases) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests on a GPU share: calls, how they are moved and made, what is right.
+
+Who imports this is skipped, with the reason, where no GPU or no `cuda` backend is at hand. Results
+are held to the oracle on copies of the arguments on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from callers import reference
+from gpu_short_list import CALLS, select, select_qk
+from strategies import Call, same
+from targets import to_gpu
+from torch import Tensor
+
+from hired_kernels import backends
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU that PyTorch can use", allow_module_level=True)
+if backends.active("cuda") != "cuda":
+    why = [row.why for row in backends.table() if row.name == "cuda"]
+    pytest.skip(f"no cuda backend: {(why or ['not in the table'])[0]}", allow_module_level=True)
+
+LLAVA = {"grids": ((2, 2), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64, "dtype": torch.float16}
+CASES: dict[str, Callable[[int], tuple[str, Call]]] = {
+    **CALLS,
+    "select-llava": lambda seed: select(seed, **LLAVA),
+    "select_qk-llava": lambda seed: select_qk(seed, **LLAVA),
+}
+Results = tuple[Tensor, ...]
+
+
+def on_gpu(call: Call) -> Call:
+    """Tensors of the CPU are moved as they lie in memory; others stay."""
+    return {
+        name: to_gpu(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value
+        for name, value in call.items()
+    }
+
+
+def run(op: str, call: Call) -> Results:
+    return getattr(torch.ops.hired, op)(**call)
+
+
+@cache
+def case(name: str) -> tuple[str, Call, Results]:
+    """Operator, arguments on the GPU, the oracle's results on the CPU."""
+    op, call = CASES[name](1)
+    return op, on_gpu(call), reference(op, **call)
+
+
+def right(results: Results, expected: Results) -> bool:
+    return same(tuple(result.cpu() for result in results), expected)
+
+
+def assert_right(op: str, call: Call) -> None:
+    assert right(run(op, on_gpu(call)), reference(op, **call))
+
+
+@contextlib.contextmanager
+def plain_memory() -> Iterator[None]:
+    """New tensors are left as they are: filling them takes kernels, which some tests count."""
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
