@@ -6,17 +6,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include "operators.h"
+#include "schemas.h"
 
 STABLE_TORCH_LIBRARY(hired, m) {
-  m.def(
-      "select(Tensor features, Tensor attn_init, Tensor attn_final, SymInt[] grids, "
-      "SymInt[] budgets, float alpha=0.5, *, SymInt[]? crops=None, str policy=\"exact\", "
-      "str order=\"raster\") -> (Tensor tokens, Tensor indices, Tensor counts)");
-  m.def(
-      "select_qk(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final, "
-      "Tensor key_final, SymInt[] grids, SymInt[] budgets, float alpha=0.5, *, "
-      "float? scale=None, SymInt[]? crops=None, str policy=\"exact\", str order=\"raster\") "
-      "-> (Tensor tokens, Tensor indices, Tensor counts)");
+  m.def(hired::kSelectSchema);
+  m.def(hired::kSelectQkSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hired, CPU, m) {

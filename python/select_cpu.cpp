@@ -4,12 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "checks.h"
-#include "operators.h"
+#include "outputs.h"
 
 namespace hired {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 // PyTorch's own threads, as many as torch.set_num_threads says.
 constexpr Pool kTorchPool = {
@@ -21,16 +19,9 @@ constexpr Pool kTorchPool = {
 template <class SomeCall>
 Selected select_on_cpu(const Tensor& features, SomeCall* call,
                        void (*launch)(const SomeCall&, void*, const Pool&)) {
-  const int64_t K = call->plan->output_rows;
-  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
-               torch::stable::new_empty(features, {K}, ScalarType::Long),
-               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
-  auto& [tokens, indices, counts] = out;
-  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
-                  static_cast<int64_t*>(counts.mutable_data_ptr())};
+  const Selected out = make_outputs(features, call);
   if (call->P == 0) return out;
-  const auto bytes = static_cast<int64_t>(workspace_bytes(*call));
-  const Tensor workspace = torch::stable::new_empty(features, {bytes}, ScalarType::Byte);
+  const Tensor workspace = make_workspace(features, workspace_bytes(*call));
   launch(*call, workspace.mutable_data_ptr(), kTorchPool);
   return out;
 }

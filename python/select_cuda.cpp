@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "checks.h"
-#include "operators.h"
+#include "outputs.h"
 
 // libtorch_cuda has it; a CPU build of PyTorch has not, and never gets as far as to call it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
@@ -15,8 +15,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace hired {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 void raise(const char* op, const Status& status) {
   if (status.ok()) return;
@@ -37,17 +35,10 @@ Selected select_on_cuda(const char* op, const Tensor& features, SomeCall* call,
                         Status (*launch)(const SomeCall&, const CudaPlace&)) {
   const int32_t device = features.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const int64_t K = call->plan->output_rows;
-  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
-               torch::stable::new_empty(features, {K}, ScalarType::Long),
-               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
-  auto& [tokens, indices, counts] = out;
-  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
-                  static_cast<int64_t*>(counts.mutable_data_ptr())};
+  const Selected out = make_outputs(features, call);
   if (call->P == 0) return out;
-  const auto bytes = static_cast<int64_t>(cuda_workspace_bytes(*call));
   // Back in PyTorch's hands as soon as this returns: its allocator keeps the stream's order.
-  const Tensor workspace = torch::stable::new_empty(features, {bytes}, ScalarType::Byte);
+  const Tensor workspace = make_workspace(features, cuda_workspace_bytes(*call));
   void* stream = current_stream(op, device);
   Counters* counters = nullptr;
   raise(op, find_counters(device, stream, &counters));

@@ -35,11 +35,20 @@ def emulator() -> ctypes.CDLL:
 
 
 def schedule(
-    seed: int, resident_blocks: int, threads: int, *, lock_step: bool, capability: int
+    seed: int,
+    resident_blocks: int,
+    threads: int,
+    *,
+    lock_step: bool,
+    capability: int,
+    streams: int = 1,
 ) -> None:
-    """How the next emulated launches run; capability is the major one that the device claims."""
+    """How the next emulated launches run; capability is the major one that the device claims.
+
+    On several streams a call runs on all of them at once, its blocks in one pool with the others'.
+    """
     emulator().hired_emulated_configure(
-        ctypes.c_uint64(seed), resident_blocks, threads, int(lock_step), capability
+        ctypes.c_uint64(seed), resident_blocks, threads, int(lock_step), capability, streams
     )
 
 

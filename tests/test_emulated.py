@@ -53,6 +53,17 @@ def test_a_hundred_seeds(name: str, resident_blocks: int, lock_step: bool) -> No
         assert same(emulated(op, **call), expected), f"seed {seed}"
 
 
+@pytest.mark.parametrize("resident_blocks", [1, 2, 7])
+@pytest.mark.parametrize("name", calls())
+def test_launches_on_several_streams_share_the_device(name: str, resident_blocks: int) -> None:
+    """Each holds a part of the device that the others may be waiting for, if they waited for it."""
+    op, call = calls()[name]
+    expected = reference(op, **call)
+    for seed in range(20):
+        schedule(seed, resident_blocks, 32, lock_step=seed % 2 == 0, capability=6, streams=3)
+        assert same(emulated(op, **call), expected), f"seed {seed}"
+
+
 @pytest.mark.parametrize("capability", [6, 9])
 @pytest.mark.parametrize("pictures", [64, 65, 512, 513])
 def test_batches_that_outgrow_a_launch(pictures: int, capability: int) -> None:

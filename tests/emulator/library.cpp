@@ -12,18 +12,18 @@
 
 #include "checks.h"
 #include "cuda_emulator.h"
-#include "operators.h"
+#include "outputs.h"
+#include "schemas.h"
 #include "select_cuda.h"
 
 namespace {
 
 using hired::Selected;
 using hired::Status;
-using torch::headeronly::ScalarType;
-using torch::stable::new_empty;
 using torch::stable::Tensor;
 
 int threads = hired::kThreads;
+int streams = 1;
 
 void raise(const Status& status) {
   if (status.ok()) return;
@@ -31,32 +31,53 @@ void raise(const Status& status) {
                            hired_emulator::last_failure());
 }
 
+bool same_bytes(const Tensor& a, const Tensor& b) {
+  return std::memcmp(a.const_data_ptr(), b.const_data_ptr(),
+                     static_cast<size_t>(a.numel()) * a.element_size()) == 0;
+}
+
+// The call on every stream at once, their blocks in one pool; all have to return the same.
 template <class SomeCall>
 Selected run(const Tensor& features, SomeCall* call,
              Status (*launch)(const SomeCall&, const hired::CudaPlace&)) {
-  const int64_t K = call->plan->output_rows, P = call->P;
-  Selected out{new_empty(features, {K, features.size(2)}),
-               new_empty(features, {K}, ScalarType::Long),
-               new_empty(features, {P}, ScalarType::Long)};
-  auto& [tokens, indices, counts] = out;
-  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
-                  static_cast<int64_t*>(counts.mutable_data_ptr())};
-  if (P == 0) return out;
+  if (call->P == 0) return hired::make_outputs(features, call);
   static std::mutex mutex;  // there is one emulated machine
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto bytes = static_cast<int64_t>(hired::cuda_workspace_bytes(*call));
-  const Tensor workspace = new_empty(features, {bytes}, ScalarType::Byte);
-  hired::Counters* counters = nullptr;
-  raise(hired::find_counters(0, nullptr, &counters));
-  const Status status =
-      launch(*call, {0, nullptr, counters, workspace.mutable_data_ptr(), threads});
-  if (!status.ok()) std::memset(counters, 0, sizeof *counters);  // a GPU's context would be lost
-  raise(status);
-  static const hired::Counters zero{};
-  if (std::memcmp(counters, &zero, sizeof zero) != 0) {
-    throw std::runtime_error("hired_emulated: a launch left counters behind");
+  std::vector<Selected> outs;
+  std::vector<Tensor> workspaces;
+  std::vector<hired::Counters*> counters(static_cast<size_t>(streams));
+  Status status;
+  std::string failure;
+  try {
+    hired_emulator::together([&] {
+      for (size_t i = 0; i < counters.size() && status.ok(); ++i) {
+        void* stream = i == 0 ? nullptr : &counters[i];
+        raise(hired::find_counters(0, stream, &counters[i]));
+        outs.push_back(hired::make_outputs(features, call));
+        workspaces.push_back(hired::make_workspace(features, hired::cuda_workspace_bytes(*call)));
+        status = launch(*call, {0, stream, counters[i], workspaces[i].mutable_data_ptr(), threads});
+      }
+    });
+  } catch (const hired_emulator::Failure& error) {
+    failure = error.what();
+    for (hired::Counters* each : counters) {  // a GPU's context would be lost
+      if (each != nullptr) std::memset(each, 0, sizeof *each);
+    }
   }
-  return out;
+  raise(status);
+  if (!failure.empty()) throw std::runtime_error("hired_emulated: " + failure);
+  static const hired::Counters zero{};
+  for (size_t i = 0; i < counters.size(); ++i) {
+    if (std::memcmp(counters[i], &zero, sizeof zero) != 0) {
+      throw std::runtime_error("hired_emulated: a launch left counters behind");
+    }
+    if (!same_bytes(std::get<0>(outs[i]), std::get<0>(outs[0])) ||
+        !same_bytes(std::get<1>(outs[i]), std::get<1>(outs[0])) ||
+        !same_bytes(std::get<2>(outs[i]), std::get<2>(outs[0]))) {
+      throw std::runtime_error("hired_emulated: launches on two streams met");
+    }
+  }
+  return outs[0];
 }
 
 Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final,
@@ -88,7 +109,8 @@ Selected emulate_select_qk(Tensor features, Tensor query_init, Tensor key_init, 
 
 // `capability` is the major compute capability that the device claims: 6 or 9, say.
 extern "C" __attribute__((visibility("default"))) void hired_emulated_configure(
-    uint64_t seed, unsigned resident_blocks, int block_threads, int lock_step, int capability) {
+    uint64_t seed, unsigned resident_blocks, int block_threads, int lock_step, int capability,
+    int on_streams) {
   hired_emulator::Options& options = hired_emulator::options();
   options.seed = seed;
   options.resident_blocks = resident_blocks;
@@ -97,18 +119,12 @@ extern "C" __attribute__((visibility("default"))) void hired_emulated_configure(
   options.abort_on_failure = false;
   hired_emulator::device.major = capability;
   threads = block_threads;
+  streams = on_streams;
 }
 
 STABLE_TORCH_LIBRARY(hired_emulated, m) {
-  m.def(
-      "select(Tensor features, Tensor attn_init, Tensor attn_final, SymInt[] grids, "
-      "SymInt[] budgets, float alpha=0.5, *, SymInt[]? crops=None, str policy=\"exact\", "
-      "str order=\"raster\") -> (Tensor tokens, Tensor indices, Tensor counts)");
-  m.def(
-      "select_qk(Tensor features, Tensor query_init, Tensor key_init, Tensor query_final, "
-      "Tensor key_final, SymInt[] grids, SymInt[] budgets, float alpha=0.5, *, "
-      "float? scale=None, SymInt[]? crops=None, str policy=\"exact\", str order=\"raster\") "
-      "-> (Tensor tokens, Tensor indices, Tensor counts)");
+  m.def(hired::kSelectSchema);
+  m.def(hired::kSelectQkSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hired_emulated, CPU, m) {

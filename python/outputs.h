@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tensors that every implementation of an operator returns.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "operators.h"
+#include "select.h"
+
+namespace hired {
+
+// Uninitialised (tokens, indices, counts) on the features' device; `call` then points to them.
+inline Selected make_outputs(const Tensor& features, Call* call) {
+  using torch::headeronly::ScalarType;
+  const int64_t K = call->plan->output_rows;
+  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
+               torch::stable::new_empty(features, {K}, ScalarType::Long),
+               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
+  auto& [tokens, indices, counts] = out;
+  call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
+                  static_cast<int64_t*>(counts.mutable_data_ptr())};
+  return out;
+}
+
+inline Tensor make_workspace(const Tensor& features, size_t bytes) {
+  return torch::stable::new_empty(features, {static_cast<int64_t>(bytes)},
+                                  torch::headeronly::ScalarType::Byte);
+}
+
+}  // namespace hired
