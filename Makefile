@@ -12,9 +12,11 @@ BIN := $(VENV)/bin
 SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_calls.py \
   tests/test_host_arithmetic.py
 EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
+INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invariants.py \
+  tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize lint format test-gpu bench bench-cpu wheel pascal-compiler \
+.PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench bench-cpu wheel pascal-compiler \
   kernel-report clean
 
 help:
@@ -49,6 +51,7 @@ demo: setup
 test: setup
 	$(MAKE) test-sanitize
 	$(MAKE) test-emulated
+	$(MAKE) test-triton
 	$(BIN)/pytest tests
 
 # The native code under the address and undefined-behaviour sanitizers: a copy of the package, built
@@ -80,6 +83,12 @@ ifeq ($(BOOST),there)
 else
 	@echo "test-emulated: skipped, Boost.Context is missing (Debian: libboost-context-dev)"
 endif
+
+# The Triton kernels, interpreted: of each test two cases, or TRITON_TESTS= for the whole list.
+TRITON_TESTS := -m "not whole_list"
+test-triton: setup
+	TRITON_INTERPRET=1 HIRED_TEST_TARGET=triton HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-2} \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(TRITON_TESTS) $(INTERPRETED_TESTS)
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

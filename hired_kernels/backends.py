@@ -9,13 +9,13 @@ of the table that lists the device serves it.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
 
 import torch
 
@@ -117,14 +117,45 @@ def _cuda() -> Backend:
     why = _why_not_native
     if not why and not cuda_architectures()[0] and not cuda_architectures()[1]:
         why = "this build holds no CUDA code: HIRED_CUDA_ARCHS, with a CUDA compiler, adds it"
-    elif not why and not torch.cuda.is_available():
+    elif not why and (torch.version.hip or not torch.cuda.is_available()):
         why = "PyTorch sees no NVIDIA GPU"
-    elif not why:
-        properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-        cards = {10 * card.major + card.minor: card.name for card in properties}
-        if not any(map(_has_code_for, cards)):
-            why = _why_no_code(cards)
+    elif not why and not any(map(_has_code_for, _cards())):
+        why = _why_no_code(_cards())
     return Backend("cuda", ("cuda",), not why, why)
+
+
+def _cards() -> dict[int, str]:
+    """The NVIDIA GPUs that are there: {90: "NVIDIA H200"}, the number being that of sm_90."""
+    cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return {10 * card.major + card.minor: card.name for card in cards}
+
+
+TRITON_FROM = 75  # sm_75: older ones lack what its atomics need
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _in_triton(op: str) -> Callable[..., object]:
+    def call(*args: object, **kwargs: object) -> object:
+        from .triton_kernels import select_triton  # the first to import Triton
+
+        return getattr(select_triton, op)(*args, **kwargs)
+
+    return call
+
+
+@functools.cache
+def _triton() -> Backend:
+    """The row of the Triton kernels. Looks for Triton without importing it."""
+    why = ""
+    if importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed: pip install triton"
+    elif not _INTERPRETED and not torch.cuda.is_available():
+        why = "PyTorch sees no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    elif not _INTERPRETED and not torch.version.hip and max(_cards()) < TRITON_FROM:
+        cards = ", ".join(f"{name} (sm_{card})" for card, name in _cards().items())
+        why = f"Triton takes sm_{TRITON_FROM} or later, and the card is {cards}"
+    devices = ("cpu",) if _INTERPRETED else ("cuda",)
+    return Backend("triton", devices, not why, why, {op: _in_triton(op) for op in SCHEMAS})
 
 
 def _register(backend: Backend, key: str) -> torch.library.Library:
@@ -133,31 +164,46 @@ def _register(backend: Backend, key: str) -> torch.library.Library:
         # Standing in front of another kernel is the purpose here; torch warns of it.
         warnings.filterwarnings("ignore", message=".*[oO]verrid", category=UserWarning)
         for op, function in (backend.functions or {}).items():
-            library.impl(op, function, key)
+            library.impl(op, function, key, allow_override=True)
     return library
 
 
-def _refusal(op: str) -> Callable[..., object]:
-    def refuse(features: torch.Tensor, *_: object, **__: object) -> NoReturn:
+def _without_cuda(op: str) -> Callable[..., object]:
+    """For GPUs that the native library has no code for: Triton, or the reason why not."""
+
+    def call(features: torch.Tensor, *args: object, **kwargs: object) -> object:
+        if _triton().available and not _INTERPRETED:
+            return _triton().functions[op](features, *args, **kwargs)
         raise RuntimeError(
             f"hired::{op}: features: expected a device that this build serves, got "
-            f"{features.device}: {_cuda().why}. hired_kernels.backend('reference') serves any"
+            f"{features.device}: {_cuda().why}; {_triton().why}. "
+            "hired_kernels.backend('reference') serves any"
         )
 
-    return refuse
+    return call
+
+
+def _stand_in_for_cuda() -> None:
+    if not _cuda().available:
+        row = Backend("none", (), False, "", {op: _without_cuda(op) for op in SCHEMAS})
+        _registrations.append(_register(row, "CUDA"))
 
 
 # The reference serves every device that nothing else is registered for. A GPU without kernels is
-# refused: whoever has one did not come for a slow path.
+# refused: whoever has one did not come for a slow path. Whether the native library's CUDA code is
+# for the cards that are there is asked when PyTorch first touches one of them.
 _registrations.append(_register(_REFERENCE, "CompositeExplicitAutograd"))
-if not any(cuda_architectures()):
-    _refusals = Backend("none", (), False, "", {op: _refusal(op) for op in SCHEMAS})
-    _registrations.append(_register(_refusals, "CUDA"))
+if any(cuda_architectures()):
+    torch.cuda._lazy_call(_stand_in_for_cuda)
+else:
+    _stand_in_for_cuda()
 
 
 def table() -> list[Backend]:
     """All backends in order of preference."""
-    return [_cuda(), _CPU, _REFERENCE]
+    native = [_cuda(), _triton(), _CPU, _REFERENCE]
+    # Interpreted, Triton is there to be asked for: never before anything else.
+    return sorted(native, key=lambda row: row.name == "triton") if _INTERPRETED else native
 
 
 # Dispatch keys at which a native kernel may be registered, which a forced backend has to cover.

@@ -8,6 +8,8 @@ they begin with those of the normal run.
 from __future__ import annotations
 
 import os
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +25,23 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("hired")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of each test two cases stay unmarked for the Triton kernels: `-m "not whole_list"`.
+
+    Interpreted, a call takes a second; compiled, a new shape takes three.
+    """
+    if os.environ.get("HIRED_TEST_TARGET") != "triton":
+        return
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    for name, tests in cases.items():
+        some = zlib.crc32(name.encode()) % len(tests)
+        for i, test in enumerate(tests):
+            if (i - some) % len(tests) not in (0, len(tests) // 2):
+                test.add_marker("whole_list")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

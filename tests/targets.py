@@ -3,7 +3,8 @@
 
 `cpu` (the default) is the CPU backend; `cuda` a GPU, to which arguments are moved as they lie in
 memory; `emulated` the CUDA kernels' own source on the host (tests/emulator), every call under a
-seed, a block size and a number of resident blocks of its own.
+seed, a block size and a number of resident blocks of its own; `triton` the Triton kernels, on a GPU
+or, with TRITON_INTERPRET=1, one program after the other on the host.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from hired_kernels import backends
 
 NAME = os.environ.get("HIRED_TEST_TARGET", "cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Results = tuple[Tensor, Tensor, Tensor]
 
 
@@ -90,18 +92,27 @@ def to_gpu(tensor: Tensor) -> Tensor:
     return moved.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _on_gpu(op: str, **arguments: Any) -> Results:
-    moved = {
-        name: to_gpu(value) if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
-    return tuple(result.cpu() for result in by_backend("cuda")(op, **moved))
+def _on_gpu(backend: str) -> Caller:
+    def call(op: str, **arguments: Any) -> Results:
+        moved = {
+            name: to_gpu(value) if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        return tuple(result.cpu() for result in by_backend(backend)(op, **moved))
+
+    return call
+
+
+def _interpreted(op: str, **arguments: Any) -> Results:
+    arguments = {name: _aligned(value) for name, value in arguments.items()}
+    return by_backend("triton")(op, **arguments)
 
 
 TARGETS: dict[str, Caller] = {
     "cpu": by_backend("cpu"),
-    "cuda": _on_gpu,
+    "cuda": _on_gpu("cuda"),
     "emulated": _emulated_anyhow,
+    "triton": _interpreted if INTERPRETED else _on_gpu("triton"),
 }
 target = TARGETS[NAME]
 

@@ -325,9 +325,9 @@ def needs_gib(wanted: int) -> None:
 
 
 def far(tensor: Tensor, dim: int) -> Tensor:
-    """The same values with more than 2^31 elements between the ends of one dimension."""
+    """The same values with more than 2^32 elements between the ends of one dimension."""
     strides, last = list(tensor.stride()), tensor.shape[dim] - 1
-    strides[dim] = 2**31 // last + tensor.numel()
+    strides[dim] = 2**32 // last + tensor.numel()
     elements = tensor.numel() + strides[dim] * last
     # Not torch.empty, which the fixture fills: only the pages that are written take memory.
     storage = torch.UntypedStorage(elements * tensor.element_size())
@@ -353,7 +353,7 @@ def test_strides_beyond_32_bits(op: str, name: str, dim: int) -> None:
 
 def test_outputs_beyond_32_bits() -> None:
     needs_gib(12)
-    T, D = 4096, 2**18 + 1
+    T, D = 4096, 2**18 + 2**10  # the last rows begin beyond 2^31 bytes
     # Row t is the buffer from element t on: 2 GiB of output from 1 MB of input.
     buffer = torch.randn(T + D, generator=torch.Generator().manual_seed(11)).half()
     features = buffer.as_strided((1, T, D), (0, 1, 1))

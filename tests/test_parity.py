@@ -118,6 +118,28 @@ def test_scale(scale: float) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
+def test_softmax_is_as_good_as_float32() -> None:
+    # Two patches, three heads, logits d and 0: of the heads' sigmoids of d the last is such that
+    # the sum misses a draw by 2e-6, a dozen roundings, one way or the other.
+    generator = torch.Generator().manual_seed(9)
+    P, close = 1000, 2e-6
+    free = torch.rand(20 * P, 2, generator=generator, dtype=torch.float64) * 24 - 12
+    sign = torch.randint(2, (20 * P,), generator=generator) * 2 - 1
+    last = 1.5 - free.sigmoid().sum(-1) + close * sign
+    solved = (last > 1e-3) & (last < 1 - 1e-3)
+    differences = torch.cat([free[solved], last[solved].logit()[:, None]], -1)[:P].float()
+    margin = differences.double().sigmoid().sum(-1) - 1.5
+    assert len(margin) == P
+    assert (margin.abs() > close / 2).all()
+    key = torch.stack([differences, torch.zeros_like(differences)], 1)[..., None]
+    query = torch.ones(P, 3, 1)
+    _, indices, _ = target(
+        "select_qk", features=torch.empty(P, 2, 0), query_init=query, key_init=key,
+        query_final=query, key_final=key, grids=[0, 0] * P, budgets=[1] * P, scale=1.0,
+    )  # fmt: skip
+    assert torch.equal(indices % 2, (margin < 0).long())
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["query", "cls-key", "patch-key", "one-head", "all"])
 @pytest.mark.parametrize("layer", ["init", "final"])

@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from vectors import SIDE, Case, T, cases
+from vectors import SIDE, Case, cases, published_call
 
 from hired_kernels import geometry, reference
 from hired_kernels.reference import Picture
@@ -34,14 +34,8 @@ def identity(P: int, T: int) -> torch.Tensor:
 # The published code.
 
 
-def published(case: Case, grids: list[tuple[int, int]], **kwargs):
-    features = torch.empty(sum(case.num_partitions), T, 0)
-    attn_init, attn_final = torch.from_numpy(case.attn_init), torch.from_numpy(case.attn_final)
-    budgets = [int(P * T * case.rate) for P in case.num_partitions]
-    return reference.select(
-        features, attn_init, attn_final, flat(grids), budgets, case.alpha,
-        policy="published", **kwargs,
-    )  # fmt: skip
+def published(case: Case, grids: list[tuple[int, int]], **rules: object):
+    return reference.select(**published_call(case, grids, **rules))
 
 
 @pytest.mark.parametrize("case", RECORDED, **by_id)

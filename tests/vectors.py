@@ -11,8 +11,10 @@ import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 T = 576
 SIDE = 24
@@ -51,6 +53,20 @@ class Case:
     def attn_final(self) -> np.ndarray:
         """[P, 16, 576] float32, a CLS row for each head at the final layer."""
         return rows(self.seed + 100000, sum(self.num_partitions), self.scale)
+
+
+def published_call(case: Case, grids: list[tuple[int, int]], **rules: Any) -> dict[str, Any]:
+    """A case as arguments of `select`, by name; `rules` are further ones."""
+    return {
+        "features": torch.empty(sum(case.num_partitions), T, 0),
+        "attn_init": torch.from_numpy(case.attn_init),
+        "attn_final": torch.from_numpy(case.attn_final),
+        "grids": [number for grid in grids for number in grid],
+        "budgets": [int(P * T * case.rate) for P in case.num_partitions],
+        "alpha": case.alpha,
+        "policy": "published",
+        **rules,
+    }
 
 
 def rows(seed: int, P: int, scale: float, H: int = 16) -> np.ndarray:

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both operators in Triton: one launch a call, the same integers as everywhere.
+
+The phases are those of `csrc/phases/`, by the same names, a program being the group of threads:
+score, choose, allocate, region, place. `select_kernel.py` strings them together, `select_triton.py`
+launches it. Nothing imports this package, nor Triton, before a call is served by it.
+"""

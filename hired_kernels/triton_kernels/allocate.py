@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture's budget, shared out among its sub-images by how many of the full image's best
+patches at the initial layer lie in each. Integers throughout under `exact`; the two float32
+roundings of the published code under `published`.
+
+Vectors over sub-images are SUB_IMAGES long. T <= 2^12 and R * C <= 2^6 keep products in 32 bits.
+"""
+
+import triton
+import triton.language as tl
+
+from .choose import choose
+from .pictures import SUB_IMAGES, grid_of, rest_of
+from .region import sub_image_box, sub_image_of
+
+
+@triton.jit
+def count_weights(box, budgets, kept, T: tl.constexpr, SIDE: tl.constexpr, BLOCK_T: tl.constexpr,
+                  PUBLISHED: tl.constexpr):  # fmt: skip
+    """How many of the patches that are kept [BLOCK_T] fall to each sub-image; by regions under
+    `exact`, by contiguous runs under `published`."""
+    t = tl.arange(0, BLOCK_T)
+    if PUBLISHED:
+        R, C = grid_of(box, budgets)
+        sub_image = t // (T // (R * C))
+    else:
+        sub_image = sub_image_of(box, budgets, t, SIDE)
+    return tl.histogram(sub_image, SUB_IMAGES, mask=kept & (t < T))
+
+
+@triton.jit
+def share_out(rest, weights, capacities, sharing):
+    """Largest remainder under capacity, all [SUB_IMAGES]: what each of those sharing gets of rest.
+
+    Where shares, remainders included, exceed their capacity, all such are fixed at it, and what
+    remains is parted afresh among the others. `rest` is at most the sum of the capacities.
+    """
+    i = tl.arange(0, SUB_IMAGES)
+    shares = tl.zeros([SUB_IMAGES], tl.int32)
+    overflows = True
+    while overflows:
+        weight_sum = tl.sum(tl.where(sharing, weights, 0), axis=0)
+        basis = tl.where(sharing, tl.where(weight_sum > 0, weights, capacities), 0)
+        products = rest * basis
+        total = tl.maximum(tl.sum(basis, axis=0), 1)  # it is 0 only where `rest` is
+        proposal = products // total
+        remainders = products % total
+        left = rest - tl.sum(proposal, axis=0)
+        # [i, j]: whether j is ahead of i in line for one more; ties to the lower index
+        larger = remainders[None, :] > remainders[:, None]
+        equal = (remainders[None, :] == remainders[:, None]) & (i[None, :] < i[:, None])
+        ahead = tl.sum(((larger | equal) & sharing[None, :]).to(tl.int32), axis=1)
+        proposal += (sharing & (ahead < left)).to(tl.int32)
+        over = sharing & (proposal > capacities)
+        shares = tl.where(sharing, tl.minimum(proposal, capacities), shares)
+        rest -= tl.sum(tl.where(over, capacities, 0), axis=0)
+        sharing = sharing & (proposal <= capacities)
+        overflows = tl.max(over.to(tl.int32), axis=0) > 0
+    return shares
+
+
+@triton.jit
+def share_out_published(rest, weights, T: tl.constexpr):
+    """Each product rounded to float32 twice and truncated; the remainder is lost."""
+    total = tl.sum(weights, axis=0)
+    weight = tl.div_rn(weights.to(tl.float32), total.to(tl.float32))
+    return tl.minimum((weight * rest.to(tl.float32)).to(tl.int32), T)
+
+
+@triton.jit
+def allocate(box, budgets, keys, counted, T: tl.constexpr, SIDE: tl.constexpr,
+             BLOCK_T: tl.constexpr, PUBLISHED: tl.constexpr):  # fmt: skip
+    """What each sub-image keeps (under `published`, before the crop), [SUB_IMAGES] int32, of the
+    full image's keys [BLOCK_T] at the initial layer."""
+    kept = choose(keys, counted)
+    weights = count_weights(box, budgets, kept, T, SIDE, BLOCK_T, PUBLISHED)
+    if PUBLISHED:
+        shares = share_out_published(rest_of(budgets), weights, T)
+    else:
+        i = tl.arange(0, SUB_IMAGES)
+        R, C = grid_of(box, budgets)
+        y0, y1, x0, x1 = sub_image_box(box, budgets, i, SIDE)
+        sharing = i < R * C
+        capacities = tl.where(sharing, (y1 - y0) * (x1 - x0), 0)
+        shares = share_out(rest_of(budgets), weights, capacities, sharing)
+    return shares

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of patches, as ordered keys: the CLS token's attention, summed over heads in float32.
+
+From attention rows each element is read once; from queries and keys a program computes the softmax
+of one head, e^(x - max) / sum over all N keys, and the sum over heads comes after it. All loads are
+widened at once: a Pascal-era rule that Triton's interpreter needs for bfloat16, too.
+"""
+
+import triton
+import triton.language as tl
+
+# Order of scores: higher first, -0 equal to +0, NaN below -inf, and below all of them what may not
+# be kept. Keys compare as the scores do.
+KEY_EXCLUDED = tl.constexpr(0)
+KEY_NAN = tl.constexpr(1)
+
+
+@triton.jit
+def ordered_key(score):
+    bits = score.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    # A sign and a magnitude, as a number moved up by 2^31: both zeros are 2^31.
+    key = tl.where(bits >> 31 != 0, 0x80000000 - magnitude, 0x80000000 + magnitude)
+    return tl.where(magnitude > 0x7F800000, KEY_NAN, key)
+
+
+@triton.jit
+def score_attention(attention, stride_h, stride_t, H: tl.constexpr, T: tl.constexpr,
+                    BLOCK_T: tl.constexpr):  # fmt: skip
+    """keys [BLOCK_T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits everywhere."""
+    t = tl.arange(0, BLOCK_T)
+    column = attention + t.to(tl.int64) * stride_t  # [BLOCK_T]
+    score = tl.load(column, mask=t < T, other=0.0).to(tl.float32)
+    for h in tl.static_range(1, H):
+        score += tl.load(column + h * stride_h, mask=t < T, other=0.0).to(tl.float32)
+    return tl.where(t < T, ordered_key(score), KEY_EXCLUDED)
+
+
+@triton.jit
+def exp_nonpositive(x):
+    """e^x for x <= 0 within 1 ulp or two, denormal results included; NaN for NaN.
+
+    2^n comes in two factors, so that a denormal result is rounded once. Polynomial: Cephes expf
+    (Moshier). The exponential of the hardware errs by more where |x| is large.
+    """
+    x = tl.where(x < -105.0, -105.0, x)  # e^-105 rounds to zero
+    n = tl.floor(x * 1.44269504 + 0.5)
+    r = (x - n * 0.693359375) - n * -2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * r * r + r + 1.0
+    # n lies in [-152, 0]: halves of it are exponents of normal numbers. A NaN brings any exponent.
+    minus_n = tl.where(n == n, -n, 0.0).to(tl.int32)
+    half = minus_n // 2
+    return p * power_of_two(-half) * power_of_two(half - minus_n)
+
+
+@triton.jit
+def power_of_two(n):
+    return ((127 + n) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def softmax_of_head(
+    query, key, stride_n, scale, probabilities,
+    N: tl.constexpr, Dh: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+):  # fmt: skip
+    """probabilities [N]: one head's attention of query [Dh] to key [N, Dh], rows stride_n apart."""
+    d = tl.arange(0, BLOCK_DH)
+    q = tl.load(query + d, mask=d < Dh, other=0.0).to(tl.float32)  # [BLOCK_DH]
+    for start in range(0, N, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        rows = key + n[:, None].to(tl.int64) * stride_n + d[None, :]  # [BLOCK_N, BLOCK_DH]
+        k = tl.load(rows, mask=(n < N)[:, None] & (d < Dh)[None, :], other=0.0).to(tl.float32)
+        tl.store(probabilities + n, tl.sum(k * q[None, :], axis=1) * scale, mask=n < N)
+    tl.debug_barrier()  # logits were written by other threads than those that read them
+    n = tl.arange(0, ALL_N)
+    logits = tl.load(probabilities + n, mask=n < N, other=float("-inf"))  # [ALL_N]
+    e = exp_nonpositive(logits - tl.max(logits, axis=0))
+    probability = tl.div_rn(e, tl.sum(e, axis=0))
+    tl.debug_barrier()  # and here the other way round, where a row is shorter than the program
+    tl.store(probabilities + n, probability, mask=n < N)

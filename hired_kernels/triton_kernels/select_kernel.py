@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`select` and `select_qk` in one launch.
+
+Jobs, in the order of their tickets: a head of a score row (`select_qk`), a picture's budgets, a
+partition's choice, some rows of the output. Bytes moved: each key or attention row once, each kept
+token read and written once, and a few kilobytes of scores between the jobs.
+
+Grid: as many programs as jobs; a program owns one. Limits: T <= 4096, R * C <= 64.
+
+Letters are those of docs/design.md. Model constants (T, D, H, N, Dh, strides) are compiled in;
+nothing that differs from batch to batch is.
+"""
+
+import triton
+import triton.language as tl
+
+from .allocate import allocate
+from .choose import choose
+from .pictures import (
+    SUB_IMAGES,
+    find_picture,
+    first_partition_of,
+    first_row_of,
+    full_budget_of,
+    grid_of,
+    output_rows_of,
+    rest_of,
+)
+from .place import raster_shifts
+from .region import is_picture, is_whole
+from .score import KEY_EXCLUDED, score_attention, softmax_of_head
+from .tickets import (
+    CHOSEN,
+    HEADS_FINAL,
+    HEADS_INIT,
+    WEIGHED,
+    arrive,
+    counter_of,
+    draw_ticket,
+    leave,
+    wait_for,
+)
+
+
+@triton.jit
+def heads_job(
+    layer, row, score_row, h, scale, probabilities, counter,
+    H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+):  # fmt: skip
+    """One head of a layer's row, into probabilities [score rows, H, N]."""
+    query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
+    softmax_of_head(
+        query + row.to(tl.int64) * query_stride_row + h * query_stride_h,
+        key + row.to(tl.int64) * key_stride_row + h * key_stride_h,
+        key_stride_n,
+        scale,
+        probabilities + (score_row.to(tl.int64) * H + h) * N,
+        N,
+        Dh,
+        ALL_N,
+        BLOCK_N,
+        BLOCK_DH,
+    )
+    arrive(counter)
+
+
+@triton.jit
+def row_keys(
+    layer, row, score_row, probabilities,
+    T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, BLOCK_T: tl.constexpr,
+    FROM_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Ordered keys [BLOCK_T] of a row of scores: of attention as given, or as the heads left it."""
+    if FROM_KEYS:
+        attention = probabilities + score_row.to(tl.int64) * (H * N) + (N - T)  # [H, T]
+        keys = score_attention(attention, N, 1, H, T, BLOCK_T)
+    else:
+        data, stride_row, stride_h, stride_t = layer
+        attention = data + row.to(tl.int64) * stride_row  # [H, T]
+        keys = score_attention(attention, stride_h, stride_t, H, T, BLOCK_T)
+    return keys
+
+
+@triton.jit
+def choose_job(
+    partition, kept_in_full, keys, box, budgets, shares, kept_list, row_counts, counts,
+    T: tl.constexpr, SIDE: tl.constexpr, BLOCK_T: tl.constexpr,
+    PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
+):  # fmt: skip
+    """What a partition (0: the full image) keeps of keys [BLOCK_T]: its list, its number, and for
+    sub-images under raster order its number in each patch row. Pointers are the partition's own,
+    that to shares [R * C] the picture's."""
+    t = tl.arange(0, BLOCK_T)
+    valid = t < T
+    k = kept_in_full
+    if partition > 0:
+        k = tl.load(shares + partition - 1)
+        if not is_whole(box, budgets, SIDE):
+            valid &= is_picture(box, budgets, partition - 1, t, SIDE)
+    if not PUBLISHED:  # which learns what is padding only after it has chosen
+        keys = tl.where(valid, keys, KEY_EXCLUDED)
+    kept = choose(keys, k) & valid
+    places = tl.cumsum(kept.to(tl.int32), axis=0)
+    tl.store(kept_list + places - 1, t, mask=kept)
+    tl.store(counts, tl.sum(kept.to(tl.int64), axis=0))
+    if RASTER:
+        y = tl.arange(0, SUB_IMAGES)
+        tl.store(row_counts + y, tl.histogram(t // SIDE, SUB_IMAGES, mask=kept), mask=y < SIDE)
+
+
+@triton.jit
+def gather_job(
+    features, stride_t, tokens, indices, first_index, kept_list, kept, row, shifts, chunk, chunks,
+    T: tl.constexpr, SIDE: tl.constexpr, D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RASTER: tl.constexpr,
+):  # fmt: skip
+    """A partition's kept tokens, every chunks-th block of rows from the chunk-th on.
+
+    features [T, D] and first_index are the partition's; its rows of tokens [K, D] and indices [K]
+    count from `row`, to which shifts [SUB_IMAGES] add by patch row.
+    """
+    for start in range(chunk * BLOCK_ROWS, kept, chunks * BLOCK_ROWS):
+        i = start + tl.arange(0, BLOCK_ROWS)
+        inside = i < kept
+        t = tl.load(kept_list + i, mask=inside, other=0)  # [BLOCK_ROWS]
+        to = row + i
+        if RASTER:
+            to += tl.gather(shifts, t // SIDE, axis=0)
+        tl.store(indices + to, first_index + t, mask=inside)
+        copy_from = features + t[:, None].to(tl.int64) * stride_t
+        copy_to = tokens + to[:, None].to(tl.int64) * D
+        for column in range(0, D, BLOCK_D):
+            d = column + tl.arange(0, BLOCK_D)[None, :]
+            here = inside[:, None] & (d < D)  # [BLOCK_ROWS, BLOCK_D]
+            tl.store(copy_to + d, tl.load(copy_from + d, mask=here, other=0), mask=here)
+
+
+@triton.jit
+def clear_rows(
+    tokens, indices, first, end, chunk, chunks,
+    D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Rows [first, end) of the output that a picture owns and does not fill (`published`)."""
+    for start in range(first + chunk * BLOCK_ROWS, end, chunks * BLOCK_ROWS):
+        to = start + tl.arange(0, BLOCK_ROWS)
+        tl.store(indices + to, -1, mask=to < end)
+        for column in range(0, D, BLOCK_D):
+            d = column + tl.arange(0, BLOCK_D)[None, :]
+            here = (to < end)[:, None] & (d < D)
+            tl.store(tokens + to[:, None].to(tl.int64) * D + d, 0, mask=here)
+
+
+_NOT_COMPILED_IN = [
+    "count", "partitions", "first_partition", "init_is_by_picture", "init_jobs", "counted",
+    "full_chunks", "sub_chunks", "pictures",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_NOT_COMPILED_IN)
+def select_kernel(
+    features, stride_p, stride_t,  # [P, T, D], integers of the element's size
+    tokens, indices, counts,  # [K, D], [K] int64, [P] int64
+    init, final,  # (data [rows, H, T], its strides), or (query [rows, H, Dh], two strides, key
+    # [rows, N, H, Dh], three strides); P rows, or for init one a picture
+    kept_lists, row_counts, shares,  # workspace: [P, T], [P, SIDE], [P] int32
+    probabilities,  # workspace of `select_qk`: [P + B, H, N] float32, those of init last
+    counters, pictures,  # tickets.py, pictures.py
+    count, partitions, first_partition,  # pictures and partitions of this launch, those before it
+    init_is_by_picture, init_jobs, counted, full_chunks, sub_chunks, scale,
+    T: tl.constexpr, SIDE: tl.constexpr, D: tl.constexpr,
+    H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
+    FROM_KEYS: tl.constexpr, PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
+    BLOCK_T: tl.constexpr, ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    PICTURES: tl.constexpr, COUNTERS: tl.constexpr,
+):  # fmt: skip
+    job = draw_ticket(counters)
+    heads_jobs = 0
+    if FROM_KEYS:
+        heads_jobs = init_jobs + partitions * H
+
+    if job < init_jobs:
+        if FROM_KEYS:
+            b, h = job // H, job % H
+            b, box, budgets, place = find_picture(pictures, count, b, 1, 0, PICTURES)
+            if rest_of(budgets) > 0:  # else nobody will ask
+                row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
+                heads_job(
+                    init, row, partitions + b, h, scale, probabilities,
+                    counter_of(counters, b, HEADS_INIT), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                )  # fmt: skip
+    elif job < heads_jobs:
+        if FROM_KEYS:
+            p, h = (job - init_jobs) // H, (job - init_jobs) % H
+            b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
+            heads_job(
+                final, p, p, h, scale, probabilities,
+                counter_of(counters, b, HEADS_FINAL), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+            )  # fmt: skip
+    elif job < heads_jobs + count:
+        b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
+        R, C = grid_of(box, budgets)
+        i = tl.arange(0, SUB_IMAGES)
+        given = tl.zeros([SUB_IMAGES], tl.int32)
+        if rest_of(budgets) > 0:
+            if FROM_KEYS:
+                wait_for(counter_of(counters, b, HEADS_INIT), H)
+            row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
+            keys = row_keys(init, row, partitions + b, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
+            given = allocate(box, budgets, keys, counted, T, SIDE, BLOCK_T, PUBLISHED)
+        tl.store(shares + first_partition_of(budgets) + 1 + i, given, mask=i < R * C)
+        arrive(counter_of(counters, b, WEIGHED))
+    elif job < heads_jobs + count + partitions:
+        p = job - heads_jobs - count
+        b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
+        R, C = grid_of(box, budgets)
+        if FROM_KEYS:
+            wait_for(counter_of(counters, b, HEADS_FINAL), H * (1 + R * C))
+        keys = row_keys(final, p, p, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
+        wait_for(counter_of(counters, b, WEIGHED), 1)
+        choose_job(
+            p - first_partition_of(budgets), full_budget_of(place), keys, box, budgets,
+            shares + first_partition_of(budgets) + 1, kept_lists + p.to(tl.int64) * T,
+            row_counts + p * SIDE, counts + p, T, SIDE, BLOCK_T, PUBLISHED, RASTER,
+        )  # fmt: skip
+        arrive(counter_of(counters, b, CHOSEN))
+    else:
+        job -= heads_jobs + count + partitions
+        b, box, budgets, place = find_picture(
+            pictures, count, job, full_chunks - sub_chunks, sub_chunks, PICTURES
+        )
+        R, C = grid_of(box, budgets)
+        full_image = first_partition_of(budgets)
+        job -= b * (full_chunks - sub_chunks) + full_image * sub_chunks
+        is_full = job < full_chunks
+        job -= tl.where(is_full, 0, full_chunks)
+        partition = tl.where(is_full, 0, 1 + job // sub_chunks)
+        chunk = tl.where(is_full, job, job % sub_chunks)
+        chunks = tl.where(is_full, full_chunks, sub_chunks)
+        p = full_image + partition
+        wait_for(counter_of(counters, b, CHOSEN), 1 + R * C)
+
+        i = tl.arange(0, SUB_IMAGES)
+        in_subs = tl.load(counts + full_image + 1 + i, mask=i < R * C, other=0).to(tl.int32)
+        in_full = tl.load(counts + full_image).to(tl.int32)
+        kept = tl.load(counts + p).to(tl.int32)
+        row = first_row_of(place)
+        shifts = tl.zeros([SUB_IMAGES], tl.int32)
+        if partition > 0:
+            row += in_full
+            if RASTER:
+                band = row_counts + (full_image + 1) * SIDE
+                shifts = raster_shifts(band, in_subs, partition - 1, C, SIDE)
+            else:
+                row += tl.sum(tl.where(i < partition - 1, in_subs, 0), axis=0)
+        gather_job(
+            features + p.to(tl.int64) * stride_p, stride_t, tokens, indices,
+            (first_partition + p).to(tl.int64) * T, kept_lists + p.to(tl.int64) * T, kept, row,
+            shifts, chunk, chunks, T, SIDE, D, BLOCK_ROWS, BLOCK_D, RASTER,
+        )  # fmt: skip
+        if PUBLISHED and partition == 0:
+            filled = in_full + tl.sum(in_subs, axis=0)
+            clear_rows(
+                tokens, indices, first_row_of(place) + filled,
+                first_row_of(place) + output_rows_of(budgets), chunk, chunks,
+                D, BLOCK_ROWS, BLOCK_D,
+            )  # fmt: skip
+    leave(counters, COUNTERS)

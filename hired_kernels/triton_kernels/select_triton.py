@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators' implementations in Triton: checks, plan, launch.
+
+Serves NVIDIA GPUs from sm_75 on and AMD's; with TRITON_INTERPRET=1, the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import arguments
+from ..arguments import Refusal, first_share
+from .pictures import SUB_IMAGES, Picture, pack
+from .select_kernel import select_kernel
+from .tickets import COUNTERS
+
+MAX_T, MAX_N, MAX_H, MAX_DH = 4096, 8192, 64, 256
+MAX_SUB_IMAGES = SUB_IMAGES.value
+# Pictures of a launch: kernels are compiled for these numbers, and a launch takes the least that
+# holds its own. 64 of them are 1.5 KB of parameters.
+PICTURES = (1, 8, 64)
+
+# Guesses, measured nowhere yet. Elements of a tile: of keys, enough to have 64 bytes a thread in
+# flight; of tokens, a row of D = 1024 for each warp.
+WARPS = 4
+KEY_TILE, TOKEN_TILE, MAX_BLOCK_D = 8192, 4096, 1024
+# Programs that copy rows: more than a large GPU runs at a time, no more than each has some to copy.
+GATHER_PROGRAMS = 1024
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Layers(NamedTuple):
+    """Where scores come from: `rows` says how many rows the initial layer has, P or B."""
+
+    init: tuple
+    final: tuple
+    rows: int
+    H: int
+    N: int  # 0 for `select`
+    Dh: int
+    scale: float
+
+
+def select(
+    features: Tensor, attn_init: Tensor, attn_final: Tensor, grids: Sequence[int],
+    budgets: Sequence[int], alpha: float = 0.5, *, crops: Sequence[int] | None = None,
+    policy: str = "exact", order: str = "raster",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`torch.ops.hired.select` by the Triton kernel; shapes, dtypes, errors are the operator's."""
+    arguments.check_select(
+        features, attn_init, attn_final, grids, budgets, alpha, crops, policy, order
+    )
+    refuse = Refusal("select")
+    _check_limit(refuse, "attn_final", "H", attn_final.shape[1], MAX_H)
+    _check_aligned(refuse, attn_init=attn_init, attn_final=attn_final)
+    layers = Layers(
+        (attn_init, *attn_init.stride()), (attn_final, *attn_final.stride()),
+        attn_init.shape[0], attn_final.shape[1], 0, 0, 0.0,
+    )  # fmt: skip
+    return _run(refuse, features, layers, grids, budgets, alpha, crops, policy, order)
+
+
+def select_qk(
+    features: Tensor, query_init: Tensor, key_init: Tensor, query_final: Tensor, key_final: Tensor,
+    grids: Sequence[int], budgets: Sequence[int], alpha: float = 0.5, *, scale: float | None = None,
+    crops: Sequence[int] | None = None, policy: str = "exact", order: str = "raster",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`torch.ops.hired.select_qk` by the Triton kernel; all else is the operator's."""
+    tensors = (features, query_init, key_init, query_final, key_final)
+    arguments.check_select_qk(*tensors, grids, budgets, alpha, scale, crops, policy, order)
+    refuse = Refusal("select_qk")
+    N, H, Dh = key_final.shape[1:]
+    _check_limit(refuse, "query_final", "H", H, MAX_H)
+    _check_limit(refuse, "query_final", "Dh", Dh, MAX_DH)
+    _check_limit(refuse, "key_final", "N", N, MAX_N)
+    _check_aligned(
+        refuse, query_init=query_init, key_init=key_init, query_final=query_final,
+        key_final=key_final,
+    )  # fmt: skip
+    layers = Layers(
+        (query_init, *query_init.stride()[:2], key_init, *key_init.stride()[:3]),
+        (query_final, *query_final.stride()[:2], key_final, *key_final.stride()[:3]),
+        query_init.shape[0], H, N, Dh, max(Dh, 1) ** -0.5 if scale is None else scale,
+    )  # fmt: skip
+    return _run(refuse, features, layers, grids, budgets, alpha, crops, policy, order)
+
+
+def _check_limit(refuse: Refusal, argument: str, letter: str, size: int, limit: int) -> None:
+    if size > limit:
+        refuse(argument, f"{letter} <= {limit} on the triton backend", f"{letter} = {size}")
+
+
+def _check_aligned(refuse: Refusal, **tensors: Tensor) -> None:
+    for argument, tensor in tensors.items():
+        if beyond := tensor.data_ptr() % tensor.itemsize:
+            expected = "data at a multiple of its element's size on a GPU"
+            refuse(argument, expected, f"an address {beyond} bytes beyond one")
+
+
+def plan(
+    T: int, grids: Sequence[int], budgets: Sequence[int], alpha: float,
+    crops: Sequence[int] | None, policy: str,
+) -> Iterator[Picture]:  # fmt: skip
+    """Each picture of a batch in numbers; arguments are checked, positions count in the batch."""
+    side, partition, row = math.isqrt(T), 0, 0
+    for b, (R, C) in enumerate(arguments.pairs(grids)):
+        box = (0, R * side, 0, C * side)
+        if crops is not None and R > 0:
+            box = tuple(crops[4 * b : 4 * b + 4])
+        exact = policy == "exact"
+        in_subs = (box[1] - box[0]) * (box[3] - box[2]) if exact else R * C * T
+        rows = full = min(budgets[b], T + in_subs)
+        if R > 0 and exact:
+            full = max(min(first_share(rows, alpha), T), rows - in_subs)
+        elif R > 0:
+            full = min(first_share(budgets[b], alpha), T)
+        rest = min(budgets[b] - full, in_subs)
+        yield Picture(R, C, *box, partition, row, rows, full, rest)
+        partition += 1 + R * C
+        row += rows
+
+
+def _run(
+    refuse: Refusal, features: Tensor, layers: Layers, grids: Sequence[int],
+    budgets: Sequence[int], alpha: float, crops: Sequence[int] | None, policy: str, order: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    P, T, D = features.shape
+    if P > 0:
+        _check_limit(refuse, "features", "T", T, MAX_T)
+    for b, (R, C) in enumerate(arguments.pairs(grids)):
+        if R * C > MAX_SUB_IMAGES:
+            expected = f"R * C <= {MAX_SUB_IMAGES} on the triton backend"
+            refuse("grids", expected, f"({R}, {C}) for picture {b}")
+    pictures = list(plan(T, grids, budgets, alpha, crops, policy))
+    K = sum(picture.output_rows for picture in pictures)
+    tokens = features.new_empty(K, D)
+    indices = features.new_empty(K, dtype=torch.int64)
+    counts = features.new_empty(P, dtype=torch.int64)
+    rules = {"counted": first_share(T, 1.0 - alpha), "policy": policy, "order": order}
+    with _on(features.device):
+        for first in range(0, len(pictures), PICTURES[-1]):
+            some = pictures[first : first + PICTURES[-1]]
+            launch_select(features, layers, some, first, rules, (tokens, indices, counts))
+    return tokens, indices, counts
+
+
+def launch_select(
+    features: Tensor, layers: Layers, pictures: list[Picture], first: int, rules: dict[str, Any],
+    outputs: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """One launch: `pictures`, the `first`-th of the batch and those after it."""
+    P, T, D = features.shape
+    H, N, Dh = layers.H, layers.N, layers.Dh
+    B, p0, row0 = len(pictures), pictures[0].first_partition, pictures[0].first_row
+    last = pictures[-1]
+    partitions = last.first_partition + 1 + last.R * last.C - p0
+    rows = last.first_row + last.output_rows - row0
+    by_picture = layers.rows != P
+    init, final = layers.init, layers.final
+    if p0 > 0:
+        init = _rows_from(init, first if by_picture else p0)
+        final = _rows_from(final, p0)
+        features = features[p0:]
+    tokens, indices, counts = outputs[0][row0:], outputs[1][row0:], outputs[2][p0:]
+    words = [w for p in pictures for w in pack(p._replace(
+        first_partition=p.first_partition - p0, first_row=p.first_row - row0))]  # fmt: skip
+    most = next(most for most in PICTURES if most >= B)
+    words += [words[0]] * (3 * most - len(words))
+
+    block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
+    block_rows = max(WARPS, min(32, TOKEN_TILE // block_d))
+    per_program = block_rows * max(1, rows // (block_rows * GATHER_PROGRAMS))
+    full_chunks = sub_chunks = 1
+    for p in pictures:
+        full_chunks = max(full_chunks, triton.cdiv(p.full_budget, per_program))
+        # What a sub-image keeps is known to the device alone: an even share of it.
+        sub_chunks = max(sub_chunks, triton.cdiv(p.rest, per_program * max(1, p.R * p.C)))
+    from_keys = N > 0
+    init_jobs = B * H if from_keys and any(p.rest > 0 for p in pictures) else 0
+    heads_jobs = init_jobs + partitions * H if from_keys else 0
+    gather_jobs = B * full_chunks + (partitions - B) * sub_chunks
+    jobs = heads_jobs + B + partitions + gather_jobs
+
+    side = math.isqrt(T)
+    device = features.device
+    workspace = torch.empty(partitions * (T + side + 1), dtype=torch.int32, device=device)
+    kept_lists, row_counts = workspace, workspace[partitions * T :]
+    shares = row_counts[partitions * side :]
+    probabilities = None
+    if from_keys:
+        score_rows = partitions + (B if init_jobs else 0)
+        probabilities = torch.empty(score_rows * H * N, dtype=torch.float32, device=device)
+    integer = _INTEGERS[features.itemsize]
+    block_dh = max(16, triton.next_power_of_2(Dh)) if from_keys else 1
+    all_n = max(32, triton.next_power_of_2(N)) if from_keys else 1
+    select_kernel[(jobs,)](
+        features.view(integer), features.stride(0), features.stride(1),
+        tokens.view(integer), indices, counts, init, final,
+        kept_lists, row_counts, shares, probabilities, _counters(device), tuple(words),
+        B, partitions, p0, int(by_picture), init_jobs, rules["counted"], full_chunks, sub_chunks,
+        layers.scale,
+        T=T, SIDE=side, D=D, H=H, N=N, Dh=Dh,
+        FROM_KEYS=from_keys, PUBLISHED=rules["policy"] == "published",
+        # Without square partitions nobody has sub-images in raster order.
+        RASTER=rules["order"] == "raster" and side * side == T,
+        BLOCK_T=max(32, triton.next_power_of_2(T)), ALL_N=all_n,
+        BLOCK_N=min(all_n, KEY_TILE // block_dh), BLOCK_DH=block_dh,
+        BLOCK_ROWS=block_rows, BLOCK_D=block_d, PICTURES=most, COUNTERS=COUNTERS,
+        num_warps=WARPS, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _rows_from(layer: tuple, row: int) -> tuple:
+    return tuple(value[row:] if isinstance(value, Tensor) else value for value in layer)
+
+
+# The interpreter patches Triton itself for as long as a kernel runs, which threads would undo.
+_interpreting = threading.Lock()
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else _interpreting
+
+
+# Counters: zero before a launch and after it, one set for each stream, since launches on one stream
+# follow each other. A graph may be replayed beside the stream that captured it, so that each
+# captured launch gets a set of its own, out of a store that was filled before.
+
+
+@dataclass
+class _Counters:
+    of_stream: dict[int, Tensor] = field(default_factory=dict)
+    for_graphs: list[Tensor] = field(default_factory=list)
+
+
+_FOR_GRAPHS = 256  # 0.5 MB a device
+_counters_of: dict[int, _Counters] = {}
+_lock = threading.Lock()
+
+
+def _zeros(device: torch.device, *sizes: int) -> Tensor:
+    return torch.zeros(*sizes, COUNTERS, dtype=torch.int32, device=device)
+
+
+def _counters(device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return _zeros(device)
+    stream = torch.cuda.current_stream(device)
+    with _lock:
+        mine = _counters_of.setdefault(device.index, _Counters())
+        if torch.cuda.is_current_stream_capturing():
+            # Where the store is spent, or nobody called before: zeroed by the graph itself.
+            return mine.for_graphs.pop() if mine.for_graphs else _zeros(device)
+        counters = mine.of_stream.get(stream.cuda_stream)
+        if counters is None:
+            if not mine.of_stream:
+                mine.for_graphs = list(_zeros(device, _FOR_GRAPHS).unbind())
+                stream.synchronize()  # any stream may use them
+            counters = mine.of_stream[stream.cuda_stream] = _zeros(device)
+    return counters

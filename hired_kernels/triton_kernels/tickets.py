@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How programs of one launch wait for each other, whatever order they run in.
+
+A program does not do the job of its index but the next of the list, by a ticket it draws as it
+starts, and waits only for jobs before its own. The lowest unfinished ticket waits for nobody, so it
+ends, and then the next one: no order of scheduling can hang a launch, one program at a time
+(Triton's interpreter) included. The last to leave sets all counters back to zero.
+
+Counters: tickets, leavers, then for each picture how many heads of its initial-layer row and of its
+partitions' final-layer rows are done, whether it is weighed, and how many partitions are chosen.
+"""
+
+import triton
+import triton.language as tl
+
+HEADS_INIT = tl.constexpr(0)
+HEADS_FINAL = tl.constexpr(1)
+WEIGHED = tl.constexpr(2)
+CHOSEN = tl.constexpr(3)
+COUNTERS = 512  # at least 2 + 4 for each picture of a launch, a power of two
+
+
+@triton.jit
+def counter_of(counters, picture, which: tl.constexpr):
+    return counters + 2 + 4 * picture + which
+
+
+@triton.jit
+def draw_ticket(counters):
+    return tl.atomic_add(counters, 1, sem="relaxed")
+
+
+@triton.jit
+def arrive(counter):
+    """Publish what this program wrote, and count it."""
+    tl.debug_barrier()  # the stores of all its threads, before the one that counts
+    tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit
+def wait_for(counter, arrivals):
+    """Until that many have arrived; what they wrote can then be read."""
+    while tl.atomic_add(counter, 0, sem="acquire") < arrivals:
+        pass
+
+
+@triton.jit
+def leave(counters, COUNTERS: tl.constexpr):
+    tl.debug_barrier()
+    if tl.atomic_add(counters + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(counters + tl.arange(0, COUNTERS), 0)
