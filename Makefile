@@ -125,7 +125,7 @@ pascal-compiler:
 	$(PYTHON) tools/make_pascal_compiler.py
 
 kernel-report: setup
-	$(BIN)/python tools/kernel_report.py --markdown docs/kernels.md
+	$(BIN)/python tools/kernel_report.py --triton --markdown docs/kernels.md
 
 clean:
 	rm -rf build dist *.egg-info hired_kernels/*.so

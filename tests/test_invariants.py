@@ -351,6 +351,7 @@ def test_strides_beyond_32_bits(op: str, name: str, dim: int) -> None:
     assert same(target(op, **{**call, name: far(call[name], dim)}), expected)
 
 
+@pytest.mark.whole_list
 def test_outputs_beyond_32_bits() -> None:
     needs_gib(12)
     T, D = 4096, 2**18 + 2**10  # the last rows begin beyond 2^31 bytes

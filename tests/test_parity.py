@@ -61,7 +61,8 @@ def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
     assert same(target("select", **call), reference("select", **call))
 
 
-def test_published_budgets_are_rounded_twice() -> None:
+@pytest.mark.parametrize("part", range(8))
+def test_published_budgets_are_rounded_twice(part: int) -> None:
     # 55 patches are counted, w of them in the first half: where it shows how 55ths are rounded.
     T, W, alpha = 144, 55, 1 - 55.5 / 144
     cases = [
@@ -73,6 +74,7 @@ def test_published_budgets_are_rounded_twice() -> None:
         or int(np.float32(once)) != int(once)
     ]
     assert len(cases) > 30
+    cases = cases[part::8]
     attn_init = torch.zeros(len(cases), 1, T)
     for row, (w, _) in zip(attn_init, cases, strict=True):
         row[0, :w] = row[0, T // 2 : T // 2 + W - w] = 1
@@ -118,11 +120,12 @@ def test_scale(scale: float) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
-def test_softmax_is_as_good_as_float32() -> None:
+@pytest.mark.parametrize("part", range(40))
+def test_softmax_is_as_good_as_float32(part: int) -> None:
     # Two patches, three heads, logits d and 0: of the heads' sigmoids of d the last is such that
     # the sum misses a draw by 2e-6, a dozen roundings, one way or the other.
-    generator = torch.Generator().manual_seed(9)
-    P, close = 1000, 2e-6
+    generator = torch.Generator().manual_seed(part)
+    P, close = 25, 2e-6
     free = torch.rand(20 * P, 2, generator=generator, dtype=torch.float64) * 24 - 12
     sign = torch.randint(2, (20 * P,), generator=generator) * 2 - 1
     last = 1.5 - free.sigmoid().sum(-1) + close * sign

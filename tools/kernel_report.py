@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each kernel takes of each GPU, and whether the library holds all that was asked for.
 
-    python tools/kernel_report.py [BUILD] [--markdown FILE]
+    python tools/kernel_report.py [BUILD] [--triton] [--markdown FILE]
 
-BUILD is a CMake build folder; without one, the last under build/. Fails on: a spill or any local
+BUILD is a CMake build folder; without one, the last under build/. --triton compiles the Triton
+kernels too, for GPUs of two makers. Fails on: a spill or any local
 memory in code for sm_61, sm_80 or sm_90; static shared memory past 48 KB on sm_61; a kernel that
 lacks one of its source's architectures, under the same name; machine code or PTX in the library
 that is not the declared.
@@ -21,11 +22,11 @@ import re
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STRICT = (61, 80, 90)
+STRICT = ("sm_61", "sm_80", "sm_90")
 PASCAL_SHARED = 48 * 1024
 FATBIN = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
 FATBIN_MAGIC = 0xBA55ED50
@@ -38,22 +39,22 @@ TITLES = ("source", "kernel", "GPU", "registers", "shared", "stack", "spilled", 
 class Kernel:
     source: str
     name: str
-    arch: int
+    gpu: str  # sm_90, gfx942
     registers: int
     shared: int
     stack: int
     spill_stores: int
     spill_loads: int
-    local: int
+    local: int = 0
 
     def faults(self) -> Iterator[str]:
-        at = f"{self.source}: {self.name}: sm_{self.arch}"
-        if self.arch in STRICT:
+        at = f"{self.source}: {self.name}: {self.gpu}"
+        if self.gpu in STRICT:
             if self.spill_stores or self.spill_loads:
                 yield f"{at}: spills {self.spill_stores} + {self.spill_loads} bytes"
             if self.stack or self.local:
                 yield f"{at}: {self.stack + self.local} bytes of local memory"
-        if self.arch <= 62 and self.shared > PASCAL_SHARED:
+        if self.gpu == "sm_61" and self.shared > PASCAL_SHARED:
             yield f"{at}: {self.shared} bytes of shared memory"
 
 
@@ -85,7 +86,7 @@ def read_log(source: str, text: str) -> Iterator[Kernel]:
         yield Kernel(
             source,
             demangle(start[1]),
-            int(start[2]),
+            f"sm_{start[2]}",
             number(account, "registers"),
             number(account, "bytes smem"),
             number(account, "bytes stack frame"),
@@ -133,7 +134,8 @@ def faults_of_library(library: Path, kernels: list[Kernel], folder: Path) -> Ite
             yield f"{library.name}: {what} of {sorted(held)}, expected {sorted(expected)}"
     by_source: dict[str, dict[int, set[str]]] = {}
     for kernel in kernels:
-        names = by_source.setdefault(kernel.source, {}).setdefault(kernel.arch, set())
+        arch = int(kernel.gpu.removeprefix("sm_"))
+        names = by_source.setdefault(kernel.source, {}).setdefault(arch, set())
         names.add(kernel.name)
     compiled = sorted(sorted(names) for names in by_source.values())
     if compiled != (held := sorted(sorted(found[ELF]) for found in built if found[ELF])):
@@ -150,7 +152,29 @@ def table(kernels: list[Kernel]) -> Iterator[str]:
     yield "|---|---|---|" + "---:|" * (len(TITLES) - 3)
     for k in kernels:
         figures = (k.registers, k.shared, k.stack, k.spill_stores, k.spill_loads, k.local)
-        yield f"| {k.source} | `{k.name}` | sm_{k.arch} | {' | '.join(map(str, figures))} |"
+        yield f"| {k.source} | `{k.name}` | {k.gpu} | {' | '.join(map(str, figures))} |"
+
+
+def triton_kernel(name: str, gpu: str) -> Kernel:
+    """One of the calls that tools/triton_report.py has, compiled for one of its targets."""
+    import triton_report
+
+    compiled, target = triton_report.compile_call(name, gpu), triton_report.TARGETS[gpu]
+    if target.backend == "cuda":
+        log = triton_report.ptxas_log(compiled.asm["ptx"], target.arch)
+        (kernel,) = read_log("triton_kernels", log)
+    else:
+        figures = triton_report.amd_figures(compiled.asm["amdgcn"])
+        kernel = Kernel("triton_kernels", name, gpu, shared=0, **figures)
+    return replace(kernel, name=name, gpu=gpu, shared=compiled.metadata.shared)
+
+
+def triton_kernels() -> Iterator[Kernel]:
+    import triton_report
+
+    for name in triton_report.CALLS:
+        for gpu in triton_report.TARGETS:
+            yield triton_kernel(name, gpu)
 
 
 def last_build() -> Path:
@@ -164,6 +188,7 @@ def last_build() -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=Path)
+    parser.add_argument("--triton", action="store_true", help="compile the Triton kernels too")
     parser.add_argument("--markdown", type=Path, help="write the table there too, as a page")
     options = parser.parse_args()
     build = options.build or last_build()
@@ -179,11 +204,13 @@ def main() -> int:
         text = (folder / log).read_text()
         kernels += read_log(source, text)
         seconds += float(re.match(r"seconds ([\d.]+)", text)[1])
-    kernels.sort(key=lambda k: (k.source, k.name, k.arch))
+    kernels.sort(key=lambda k: (k.source, k.name, int(k.gpu.removeprefix("sm_"))))
+    faults = list(faults_of_library(library, kernels, folder))
+    if options.triton:
+        kernels += triton_kernels()
 
     rows = list(table(kernels))
-    faults = [fault for kernel in kernels for fault in kernel.faults()]
-    faults += faults_of_library(library, kernels, folder)
+    faults += [fault for kernel in kernels for fault in kernel.faults()]
     faults += [] if kernels else ["no kernels"]
     print("\n".join(rows), end="\n\n")
     print(f"{library.name}: {library.stat().st_size / 1e6:.1f} MB, {seconds:.0f} s of compiling")
@@ -191,12 +218,15 @@ def main() -> int:
         print(f"FAULT {fault}")
     print(f"{len(kernels)} kernels, {len(faults)} faults")
     if options.markdown:
-        head = """\
+        import triton
+
+        head = f"""\
 # Kernels
 
 What each takes of each GPU, in bytes beside the registers; local memory of any kind is a fault on
-sm_61, sm_80 and sm_90. Shared memory is what is fixed when it is compiled. Written by
-`make kernel-report`.
+sm_61, sm_80 and sm_90. Shared memory is what is fixed when it is compiled. AMD's registers are its
+vector registers. The Triton kernels are compiled for one shape of call, LLaVA-NeXT's, by Triton
+{triton}. Written by `make kernel-report`.
 """
         options.markdown.write_text(head + "\n" + "\n".join(rows) + "\n")
     return 1 if faults else 0

@@ -3,7 +3,7 @@
 
 From attention rows each element is read once; from queries and keys a program computes the softmax
 of one head, e^(x - max) / sum over all N keys, and the sum over heads comes after it. All loads are
-widened at once: a Pascal-era rule that Triton's interpreter needs for bfloat16, too.
+widened at once: Triton's interpreter computes wrongly in bfloat16.
 """
 
 import triton
@@ -32,7 +32,8 @@ def score_attention(attention, stride_h, stride_t, H: tl.constexpr, T: tl.conste
     column = attention + t.to(tl.int64) * stride_t  # [BLOCK_T]
     score = tl.load(column, mask=t < T, other=0.0).to(tl.float32)
     for h in tl.static_range(1, H):
-        score += tl.load(column + h * stride_h, mask=t < T, other=0.0).to(tl.float32)
+        head = column + tl.full((), h, tl.int64) * stride_h
+        score += tl.load(head, mask=t < T, other=0.0).to(tl.float32)
     return tl.where(t < T, ordered_key(score), KEY_EXCLUDED)
 
 
@@ -44,7 +45,8 @@ def exp_nonpositive(x):
     (Moshier). The exponential of the hardware errs by more where |x| is large.
     """
     x = tl.where(x < -105.0, -105.0, x)  # e^-105 rounds to zero
-    n = tl.floor(x * 1.44269504 + 0.5)
+    shifted = x * 1.44269504 + 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer below
+    n = shifted - 12582912.0
     r = (x - n * 0.693359375) - n * -2.12194440e-4
     p = r * 1.9875691500e-4 + 1.3981999507e-3
     p = p * r + 8.3334519073e-3
@@ -52,15 +54,12 @@ def exp_nonpositive(x):
     p = p * r + 1.6666665459e-1
     p = p * r + 5.0000001201e-1
     p = p * r * r + r + 1.0
-    # n lies in [-152, 0]: halves of it are exponents of normal numbers. A NaN brings any exponent.
-    minus_n = tl.where(n == n, -n, 0.0).to(tl.int32)
-    half = minus_n // 2
-    return p * power_of_two(-half) * power_of_two(half - minus_n)
-
-
-@triton.jit
-def power_of_two(n):
-    return ((127 + n) << 23).to(tl.float32, bitcast=True)
+    # n lies in [-152, 0]; halves of it are exponents of normal numbers. A NaN brings anything.
+    minus_n = 0x4B400000 - shifted.to(tl.uint32, bitcast=True)
+    half = minus_n >> 1
+    rest = minus_n - half
+    power = ((127 - half) << 23).to(tl.float32, bitcast=True)
+    return p * power * ((127 - rest) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -51,8 +51,8 @@ def heads_job(
     """One head of a layer's row, into probabilities [score rows, H, N]."""
     query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
     softmax_of_head(
-        query + row.to(tl.int64) * query_stride_row + h * query_stride_h,
-        key + row.to(tl.int64) * key_stride_row + h * key_stride_h,
+        query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,
+        key + row.to(tl.int64) * key_stride_row + h.to(tl.int64) * key_stride_h,
         key_stride_n,
         scale,
         probabilities + (score_row.to(tl.int64) * H + h) * N,

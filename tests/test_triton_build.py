@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels compiled for GPUs that need not be there: by the package's own launcher, for
+every target, and how often.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_cuda_build import tool
+
+from hired_kernels import backends
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 compiles nothing", allow_module_level=True)
+if torch.cuda.is_available():
+    pytest.skip(
+        "compiles for the GPU that is here: HIRED_TEST_TARGET=triton", allow_module_level=True
+    )
+
+triton_report = tool("triton_report")
+kernel_report = tool("kernel_report")
+
+from hired_kernels.triton_kernels import select_triton  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["select<float16, exact>", "select_qk<float16, exact>"])
+@pytest.mark.parametrize("gpu", triton_report.TARGETS)
+def test_compiles_without_spilling(gpu: str, name: str) -> None:
+    kernel = kernel_report.triton_kernel(name, gpu)
+    assert (kernel.name, kernel.gpu) == (name, gpu)
+    assert kernel.registers <= 128
+    assert kernel.shared <= 1024
+    assert kernel.spill_stores == kernel.spill_loads == 0
+    assert not list(kernel.faults())
+
+
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_twenty_budgets_and_five_grids_are_compiled_once(op: str) -> None:
+    grids = [(2, 2), (1, 2), (3, 1), (0, 0), (1, 4)]
+    with triton_report.compiling("sm_90") as compiled:
+        for grid in grids:
+            for budget in range(1, 2880, 144):
+                call = triton_report.call(op, torch.float16, grids=grid, budget=budget)
+                getattr(select_triton, op)(**call)
+    assert len(compiled) == 100
+    assert len({id(kernel) for kernel in compiled}) == 1
+
+
+def test_batches_are_compiled_by_the_number_of_pictures() -> None:
+    with triton_report.compiling("sm_90") as compiled:
+        for B in (1, 2, 3, 8, 9, 20, 33, 64, 65):
+            call = triton_report.call("select", torch.float16, grids=(1, 2) * B)
+            select_triton.select(**call)
+    assert len(compiled) == 10, "65 pictures take two launches"
+    assert len({id(kernel) for kernel in compiled}) == 3, "up to 1, 8 and 64 pictures"
+
+
+def test_rounding_is_ieee() -> None:
+    """The published shares are a division and a product, neither of them fused or approximate."""
+    ptx = triton_report.compile_call("select<bfloat16, published>", "sm_90").asm["ptx"]
+    assert "div.rn.f32" in ptx
+    assert "div.full.f32" not in ptx
+    assert "div.approx" not in ptx
+    for name in ("select<bfloat16, published>", "select_qk<float32, published>"):
+        ptx = triton_report.compile_call(name, "sm_90").asm["ptx"]
+        assert ".ftz" not in ptx
+        assert "ex2" not in ptx
+
+
+def test_what_is_written_is_read_only_after_a_barrier_and_a_release() -> None:
+    """One thread counts and looks for all: barriers stand before it counts and after it looked."""
+    ptx = triton_report.compile_call("select_qk<float16, exact>", "sm_90").asm["ptx"]
+    lines = [line for line in ptx.splitlines() if line.strip() and ".loc" not in line]
+    kinds = {"relaxed.add": 1, "acq_rel.add": 1, "acquire.b32": 4, "release.add": (3, 4)}
+    for kind, expected in kinds.items():
+        places = [i for i, line in enumerate(lines) if f".global.gpu.{kind}" in line]
+        assert len(places) in (expected if isinstance(expected, tuple) else (expected,))
+        for i in places:
+            before, after = lines[i - 6 : i], lines[i + 1 : i + 9]
+            if kind in ("release.add", "acq_rel.add"):
+                assert any("bar.sync" in line for line in before)
+            if kind == "acquire.b32":
+                assert any("bar.sync" in line for line in after)
+
+
+def test_without_a_gpu_the_table_says_so() -> None:
+    (row,) = [row for row in backends.table() if row.name == "triton"]
+    assert not row.available
+    assert row.why.startswith("PyTorch sees no GPU")
