@@ -74,6 +74,36 @@ def disagreement(shape: Shape, operator: str, policy: str, sample: Inputs) -> st
     return ", ".join(name for name, a, b in pairs if not gpu_runs.same([a], [b]))
 
 
+def in_triton(
+    operator: str, tensors: list, integers: tuple, ours: Graph, calls: int, measure: Any
+) -> dict[str, Any]:
+    """The Triton backend on the same inputs, by graph replay and eagerly, or why not."""
+    (row,) = [row for row in backends.table() if row.name == "triton"]
+    if not row.available:
+        return {"failed": row.why}
+    try:
+        graph = Graph(
+            lambda sample: row.functions[operator](*sample, *integers), tensors, ours.calls
+        )
+        graph()
+        pairs = list(zip(graph.results, ours.results, strict=True))
+        same = sum(int((a[1] == b[1]).sum()) for a, b in pairs)
+        every = sum(a[1].numel() for a, _ in pairs)
+        # Scores of `select` are the same bits; those of `select_qk` may part at the cut.
+        if same < (every if operator == "select" else 0.999 * every):
+            return {"failed": f"{every - same} of {every} indices are not the cuda backend's"}
+        taken = measure(gpu_runs.graph_clock, graph=graph)
+        burst = Burst(lambda sample: row.functions[operator](*sample, *integers), tensors, calls)
+        taken |= measure(gpu_runs.wall_clock, eager=burst)
+        taken |= measure(gpu_runs.enqueue_clock, host=burst)
+    except Exception as error:  # whatever a compiler may throw: the run goes on without it
+        return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0][:200]}
+    return {
+        "indices_as_cuda": same / every,
+        "timings": {name: value.as_json() for name, value in taken.items()},
+    }
+
+
 def run_case(
     operator: str, shape: Shape, policy: str, copy: timing.Copy, beside: bool, options: Any
 ) -> dict[str, Any]:
@@ -123,6 +153,8 @@ def run_case(
     taken |= measure(gpu_runs.wall_clock, eager=burst)
     by_face = Burst(lambda sample: face(*sample, **named), tensors, calls)
     taken |= measure(gpu_runs.enqueue_clock, host=burst, host_face=by_face)
+    if policy == "exact" and backends.active("cuda") == "cuda":
+        case["triton"] = in_triton(operator, tensors, integers, graph, calls, measure)
     bandwidth = copy.bytes / taken["copy"].median
     case["calls_in_graph"] = graph.calls
     case["timings"] = {name: value.as_json() for name, value in taken.items()}

@@ -14,6 +14,7 @@ import report
 # and the share of a copy's bandwidth from 32 pictures on.
 AIMS = {"select": 5, "select_qk": 8}
 AIMED_SHARE, FROM_BATCH = 0.8, 32
+AIMED_TRITON = {1: 1.5, 32: 1.1}  # its time over that of `cuda`, by pictures
 Cases = list[dict[str, Any]]
 
 
@@ -22,6 +23,7 @@ def show(cases: Cases) -> None:
     exact = [case for case in taken if case["policy"] == "exact"]
     _by_batch(exact)
     _by_rate(exact)
+    _in_triton(exact)
     _others(taken)
     _aims(exact)
     for case in cases:
@@ -92,6 +94,22 @@ def _by_rate(cases: Cases) -> None:
             rows.append(row)
     header = [x for rate in rates for x in (f"{rate:.0%}", "of copy")]
     print(f"\n{report.table(['kept: us', 'B', *header], rows)}")
+
+
+def _in_triton(cases: Cases) -> None:
+    rows = []
+    for case in (case for case in cases if "triton" in case and case["shape"]["rate"] == 0.2):
+        taken, ours = case["triton"].get("timings", {}), case["timings"]["graph"]
+        times = ""
+        if taken:
+            times = report.times(taken["graph"]["median_us"] / ours["median_us"])
+        aim = AIMED_TRITON.get(case["shape"]["B"])
+        row = [f"{case['operator']} {case['dtype']}", str(case["shape"]["B"]), _us(ours)]
+        row += [_us(taken.get(name)) for name in ("graph", "eager", "host")]
+        rows.append([*row, times, f"{aim}x" if aim else "", case["triton"].get("failed", "")])
+    if rows:
+        header = ["Triton: us", "B", "cuda", "graph", "eager", "host", "graph / cuda", "aim", ""]
+        print(f"\n{report.table(header, rows)}")
 
 
 def _others(cases: Cases) -> None:

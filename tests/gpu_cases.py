@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests on a GPU share: calls, how they are moved and made, what is right.
 
-Who imports this is skipped, with the reason, where no GPU or no `cuda` backend is at hand. Results
-are held to the oracle on copies of the arguments on the CPU.
+The backend under test is `cuda`, or HIRED_BACKEND. Who imports this is skipped, with the reason,
+where no GPU or no such backend is at hand. Results are held to the oracle on copies of the
+arguments on the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -23,9 +25,12 @@ from hired_kernels import backends
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU that PyTorch can use", allow_module_level=True)
-if backends.active("cuda") != "cuda":
-    why = [row.why for row in backends.table() if row.name == "cuda"]
-    pytest.skip(f"no cuda backend: {(why or ['not in the table'])[0]}", allow_module_level=True)
+BACKEND = os.environ.get("HIRED_BACKEND") or "cuda"
+if backends.active("cuda") != BACKEND:
+    why = [row.why for row in backends.table() if row.name == BACKEND]
+    pytest.skip(
+        f"no {BACKEND} backend: {(why or ['not in the table'])[0]}", allow_module_level=True
+    )
 
 LLAVA = {"grids": ((2, 2), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64, "dtype": torch.float16}
 CASES: dict[str, Callable[[int], tuple[str, Call]]] = {

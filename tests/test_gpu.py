@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU shows of the `cuda` backend: graphs, streams, launches, memory, races.
+"""What only a GPU shows of `cuda` and `triton`: graphs, streams, launches, memory, races.
 
 test_gpu_calls.py has the sizes, dtypes and tables of calls, test_gpu_ptx.py runs both on the code
 for Pascal. test_parity.py and test_invariants.py run on a GPU too (HIRED_TEST_TARGET=cuda), and
@@ -17,7 +17,7 @@ import pytest
 import torch
 from bad_calls import BAD_CALLS
 from callers import reference
-from gpu_cases import CASES, Results, case, on_gpu, plain_memory, right, run
+from gpu_cases import BACKEND, CASES, Results, case, on_gpu, plain_memory, right, run
 from strategies import Call, bits, seeded_call
 from test_cuda_build import LIBRARY, report
 from torch import Tensor
@@ -178,6 +178,8 @@ def profiler() -> None:
 
 def pictures_of_a_launch() -> int:
     """512 where the library has code for sm_70 or later and this GPU runs it, else 64."""
+    if BACKEND == "triton":
+        return 64
     images = report.fatbins(LIBRARY.read_bytes())
     newest = max(arch for image in images for archs in image.values() for arch in archs)
     return 512 if newest >= 70 and torch.cuda.get_device_capability() >= (7, 0) else 64

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `cuda` backend on what calls may be: large, of any dtype and alignment, bad, PyTorch's.
+"""`cuda` and `triton` on what calls may be: large, of any dtype and alignment, bad, PyTorch's.
 
 Parity over random calls is the business of test_parity.py, under HIRED_TEST_TARGET=cuda.
 """
@@ -13,7 +13,7 @@ import pytest
 import torch
 from bad_calls import BAD_CALLS, GOOD_CALLS, BadCall, GoodCall, valid_call
 from callers import Caller, callers, fake, reference
-from gpu_cases import CASES, Results, assert_right, case, on_gpu, plain_memory, right, run
+from gpu_cases import BACKEND, CASES, Results, assert_right, case, on_gpu, plain_memory, right, run
 from gpu_short_list import MANY
 from strategies import FEATURE_DTYPES, random_bits, seeded_call, seeded_qk_call
 from targets import to_gpu
@@ -68,7 +68,7 @@ def test_limits_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError) as error:
         run("select_qk", on_gpu(seeded_call("select_qk", 1, **changes)))
     assert message in str(error.value)
-    assert str(error.value).split(",")[0].endswith("on the cuda backend")
+    assert str(error.value).split(",")[0].endswith(f"on the {BACKEND} backend")
 
 
 @pytest.mark.parametrize("D", [1, 3, 24, 1024])

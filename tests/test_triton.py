@@ -45,11 +45,8 @@ def a_call(op: str, seed: int, **sizes: Any) -> Call:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The arguments of every launch, and the counters as it leaves them."""
-    seen, counters, kernel = (
-        [],
-        select_triton._zeros(torch.device("cpu")),
-        select_triton.select_kernel,
-    )
+    seen, kernel = [], select_triton.select_kernel
+    counters = torch.zeros(512, dtype=torch.int32)
 
     class Recorder:
         def __getitem__(self, grid: tuple[int]) -> Any:
@@ -60,7 +57,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return launch
 
     monkeypatch.setattr(select_triton, "select_kernel", Recorder())
-    monkeypatch.setattr(select_triton, "_counters", lambda device: counters)
+    monkeypatch.setattr(select_triton, "_counters", lambda device, words: counters)
     return seen
 
 

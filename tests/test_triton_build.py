@@ -56,6 +56,15 @@ def test_twenty_budgets_and_five_grids_are_compiled_once(op: str) -> None:
     assert len({id(kernel) for kernel in compiled}) == 1
 
 
+def test_alignment_that_changes_with_the_batch_compiles_nothing() -> None:
+    with triton_report.compiling("sm_90") as compiled:
+        for grids in ((1, 1), (1, 2), (1, 3), (2, 2), (1, 4), (2, 3) * 60):
+            call = triton_report.call("select_qk", torch.float16, grids=grids, T=25)
+            select_triton.select_qk(**call)
+    assert len(compiled) == 6
+    assert len({id(kernel) for kernel in compiled}) == 2, "one picture, and up to 64"
+
+
 def test_batches_are_compiled_by_the_number_of_pictures() -> None:
     with triton_report.compiling("sm_90") as compiled:
         for B in (1, 2, 3, 8, 9, 20, 33, 64, 65):

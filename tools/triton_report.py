@@ -41,17 +41,17 @@ CALLS = {
 
 
 def call(op: str, dtype: torch.dtype, policy: str = "exact", grids: tuple[int, ...] = (2, 2),
-         budget: int = 576, order: str = "raster") -> dict[str, Any]:  # fmt: skip
+         budget: int = 576, order: str = "raster", T: int = 576) -> dict[str, Any]:  # fmt: skip
     """Arguments of `op`, by name, on the CPU; their values do not matter."""
     P = sum(1 + R * C for R, C in zip(grids[::2], grids[1::2], strict=True))
     if op == "select":
-        rows = torch.zeros(P, 16, 577, dtype=dtype)[:, :, 1:]
+        rows = torch.zeros(P, 16, T + 1, dtype=dtype)[:, :, 1:]
         scores = {"attn_init": rows, "attn_final": rows}
     else:
-        query, key = torch.zeros(P, 16, 64, dtype=dtype), torch.zeros(P, 577, 16, 64, dtype=dtype)
+        query, key = torch.zeros(P, 16, 64, dtype=dtype), torch.zeros(P, T + 1, 16, 64, dtype=dtype)
         scores = {f"query_{layer}": query for layer in ("init", "final")}
         scores |= {f"key_{layer}": key for layer in ("init", "final")}
-    features = torch.zeros(P, 577, 1024, dtype=dtype)[:, 1:]
+    features = torch.zeros(P, T + 1, 1024, dtype=dtype)[:, 1:]
     budgets = [budget] * (len(grids) // 2)
     return {"features": features, **scores, "grids": list(grids), "budgets": budgets,
             "policy": policy, "order": order}  # fmt: skip

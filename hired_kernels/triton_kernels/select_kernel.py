@@ -157,14 +157,18 @@ _NOT_COMPILED_IN = [
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_NOT_COMPILED_IN)
+# Their alignment changes with the batch, and no wide access hangs on it.
+_NOT_VECTORISED = ["indices", "counts", "workspace", "counters"]
+
+
+@triton.jit(do_not_specialize=_NOT_COMPILED_IN, do_not_specialize_on_alignment=_NOT_VECTORISED)
 def select_kernel(
     features, stride_p, stride_t,  # [P, T, D], integers of the element's size
     tokens, indices, counts,  # [K, D], [K] int64, [P] int64
     init, final,  # (data [rows, H, T], its strides), or (query [rows, H, Dh], two strides, key
     # [rows, N, H, Dh], three strides); P rows, or for init one a picture
-    kept_lists, row_counts, shares,  # workspace: [P, T], [P, SIDE], [P] int32
-    probabilities,  # workspace of `select_qk`: [P + B, H, N] float32, those of init last
+    workspace,  # int32: kept lists [P, T], row counts [P, SIDE], shares [P]; then, of `select_qk`,
+    # float32 probabilities [P + B, H, N], those of init last
     counters, pictures,  # tickets.py, pictures.py
     count, partitions, first_partition,  # pictures and partitions of this launch, those before it
     init_is_by_picture, init_jobs, counted, full_chunks, sub_chunks, scale,
@@ -175,6 +179,9 @@ def select_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     PICTURES: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
+    kept_lists, row_counts = workspace, workspace + partitions * T
+    shares = row_counts + partitions * SIDE
+    probabilities = (shares + partitions).to(tl.pointer_type(tl.float32), bitcast=True)
     job = draw_ticket(counters)
     heads_jobs = 0
     if FROM_KEYS:

@@ -21,7 +21,7 @@ from .. import arguments
 from ..arguments import Refusal, first_share
 from .pictures import SUB_IMAGES, Picture, pack
 from .select_kernel import select_kernel
-from .tickets import COUNTERS
+from .tickets import counters_of
 
 MAX_T, MAX_N, MAX_H, MAX_DH = 4096, 8192, 64, 256
 MAX_SUB_IMAGES = SUB_IMAGES.value
@@ -193,20 +193,17 @@ def launch_select(
 
     side = math.isqrt(T)
     device = features.device
-    workspace = torch.empty(partitions * (T + side + 1), dtype=torch.int32, device=device)
-    kept_lists, row_counts = workspace, workspace[partitions * T :]
-    shares = row_counts[partitions * side :]
-    probabilities = None
-    if from_keys:
-        score_rows = partitions + (B if init_jobs else 0)
-        probabilities = torch.empty(score_rows * H * N, dtype=torch.float32, device=device)
+    score_rows = partitions + (B if init_jobs else 0)
+    words_of_workspace = partitions * (T + side + 1) + score_rows * H * N
+    workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
+    counters = counters_of(most)
     integer = _INTEGERS[features.itemsize]
     block_dh = max(16, triton.next_power_of_2(Dh)) if from_keys else 1
     all_n = max(32, triton.next_power_of_2(N)) if from_keys else 1
     select_kernel[(jobs,)](
         features.view(integer), features.stride(0), features.stride(1),
         tokens.view(integer), indices, counts, init, final,
-        kept_lists, row_counts, shares, probabilities, _counters(device), tuple(words),
+        workspace, _counters(device, counters), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, rules["counted"], full_chunks, sub_chunks,
         layers.scale,
         T=T, SIDE=side, D=D, H=H, N=N, Dh=Dh,
@@ -215,7 +212,7 @@ def launch_select(
         RASTER=rules["order"] == "raster" and side * side == T,
         BLOCK_T=max(32, triton.next_power_of_2(T)), ALL_N=all_n,
         BLOCK_N=min(all_n, KEY_TILE // block_dh), BLOCK_DH=block_dh,
-        BLOCK_ROWS=block_rows, BLOCK_D=block_d, PICTURES=most, COUNTERS=COUNTERS,
+        BLOCK_ROWS=block_rows, BLOCK_D=block_d, PICTURES=most, COUNTERS=counters,
         num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -234,37 +231,46 @@ def _on(device: torch.device) -> AbstractContextManager:
 
 # Counters: zero before a launch and after it, one set for each stream, since launches on one stream
 # follow each other. A graph may be replayed beside the stream that captured it, so that each
-# captured launch gets a set of its own, out of a store that was filled before.
+# captured launch gets a set of its own, out of a store that calls outside of captures fill.
 
 
 @dataclass
 class _Counters:
     of_stream: dict[int, Tensor] = field(default_factory=dict)
-    for_graphs: list[Tensor] = field(default_factory=list)
+    store: Tensor | None = None
+    taken: int = 0
 
 
-_FOR_GRAPHS = 256  # 0.5 MB a device
+_STORE = 1 << 18  # words, 1 MB a device: 32,768 launches of one picture
 _counters_of: dict[int, _Counters] = {}
 _lock = threading.Lock()
 
 
-def _zeros(device: torch.device, *sizes: int) -> Tensor:
-    return torch.zeros(*sizes, COUNTERS, dtype=torch.int32, device=device)
+def _zeros(device: torch.device, words: int) -> Tensor:
+    return torch.zeros(words, dtype=torch.int32, device=device)
 
 
-def _counters(device: torch.device) -> Tensor:
+def _counters(device: torch.device, words: int) -> Tensor:
     if device.type != "cuda":
-        return _zeros(device)
+        return _zeros(device, words)
     stream = torch.cuda.current_stream(device)
     with _lock:
         mine = _counters_of.setdefault(device.index, _Counters())
         if torch.cuda.is_current_stream_capturing():
-            # Where the store is spent, or nobody called before: zeroed by the graph itself.
-            return mine.for_graphs.pop() if mine.for_graphs else _zeros(device)
+            if mine.store is None or mine.taken + words > _STORE:
+                return _zeros(device, words)  # by the graph itself, a node more
+            mine.taken += words
+            return mine.store[mine.taken - words : mine.taken]
         counters = mine.of_stream.get(stream.cuda_stream)
         if counters is None:
-            if not mine.of_stream:
-                mine.for_graphs = list(_zeros(device, _FOR_GRAPHS).unbind())
-                stream.synchronize()  # any stream may use them
-            counters = mine.of_stream[stream.cuda_stream] = _zeros(device)
+            counters = mine.of_stream[stream.cuda_stream] = _zeros(
+                device, counters_of(PICTURES[-1])
+            )
+        if mine.store is None or mine.taken > _STORE // 2:
+            mine.store, mine.taken = _zeros(device, _STORE), 0
+            stream.synchronize()  # any stream may use it
+            _stores.append(mine.store)  # graphs go on using it
     return counters
+
+
+_stores: list[Tensor] = []

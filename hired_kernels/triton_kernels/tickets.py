@@ -17,7 +17,11 @@ HEADS_INIT = tl.constexpr(0)
 HEADS_FINAL = tl.constexpr(1)
 WEIGHED = tl.constexpr(2)
 CHOSEN = tl.constexpr(3)
-COUNTERS = 512  # at least 2 + 4 for each picture of a launch, a power of two
+
+
+def counters_of(pictures: int) -> int:
+    """Words of the counters of a launch: a power of two, for they are cleared as a vector."""
+    return triton.next_power_of_2(2 + 4 * pictures)
 
 
 @triton.jit
