@@ -226,7 +226,7 @@ def main() -> int:
 What each takes of each GPU, in bytes beside the registers; local memory of any kind is a fault on
 sm_61, sm_80 and sm_90. Shared memory is what is fixed when it is compiled. AMD's registers are its
 vector registers. The Triton kernels are compiled for one shape of call, LLaVA-NeXT's, by Triton
-{triton}. Written by `make kernel-report`.
+{triton.__version__}. Written by `make kernel-report`.
 """
         options.markdown.write_text(head + "\n" + "\n".join(rows) + "\n")
     return 1 if faults else 0

@@ -29,10 +29,10 @@ MAX_SUB_IMAGES = SUB_IMAGES.value
 # holds its own. 64 of them are 1.5 KB of parameters.
 PICTURES = (1, 8, 64)
 
-# Guesses, measured nowhere yet. Elements of a tile: of keys, enough to have 64 bytes a thread in
-# flight; of tokens, a row of D = 1024 for each warp.
+# Guesses, measured nowhere yet. Bytes of a tile of keys: 128 in flight a thread. Elements of a tile
+# of tokens: a row of D = 1024 for each warp.
 WARPS = 4
-KEY_TILE, TOKEN_TILE, MAX_BLOCK_D = 8192, 4096, 1024
+KEY_TILE_BYTES, TOKEN_TILE, MAX_BLOCK_D = 1 << 14, 4096, 1024
 # Programs that copy rows: more than a large GPU runs at a time, no more than each has some to copy.
 GATHER_PROGRAMS = 1024
 
@@ -211,7 +211,7 @@ def launch_select(
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
         BLOCK_T=max(32, triton.next_power_of_2(T)), ALL_N=all_n,
-        BLOCK_N=min(all_n, KEY_TILE // block_dh), BLOCK_DH=block_dh,
+        BLOCK_N=min(all_n, KEY_TILE_BYTES // (block_dh * final[0].itemsize)), BLOCK_DH=block_dh,
         BLOCK_ROWS=block_rows, BLOCK_D=block_d, PICTURES=most, COUNTERS=counters,
         num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
