@@ -22,7 +22,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 TILE, PATCH = 84, 14  # 6 x 6 patches a partition
-WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "<video>", *"what is this shown here".split()]
+WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "<video>", "what", "is", "this", "shown"]
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # in tiles: LLaVA-NeXT's
 SIZES = [(168, 168), (100, 200), (240, 80), (90, 250), (200, 99)]  # (height, width): five grids
 
@@ -45,9 +45,9 @@ KINDS = {
     "llava-next-llama": Kind("LlavaNext"),
     "llava-next-mistral": Kind("LlavaNext", MistralConfig),
     "llava": Kind("Llava", processor="LlavaProcessor"),
-    "sharegpt4v": Kind("Llava", options={"tile": 112, "feature_layer": -1}, processor="LlavaProcessor"),
-    "llava-layers": Kind("Llava", options={"feature_layer": [1, -2]}, processor="LlavaProcessor"),
-    "vipllava": Kind("VipLlava", options={"feature_layer": [-2, 1, 2]}, processor="LlavaProcessor"),
+    "sharegpt4v": Kind("Llava", MistralConfig, {"tile": 112, "layer": -1}, "LlavaProcessor"),
+    "llava-layers": Kind("Llava", LlamaConfig, {"layer": [1, -2]}, "LlavaProcessor"),
+    "vipllava": Kind("VipLlava", LlamaConfig, {"layer": [-2, 1, 2]}, "LlavaProcessor"),
     "llava-next-video": Kind("LlavaNextVideo", processor="LlavaNextVideoProcessor"),
 }  # fmt: skip
 
@@ -87,11 +87,11 @@ def make(
         max_position_embeddings=8192,
     )
     options = {"vision_config": vision, "text_config": text, "image_token_index": 4, **changes}
-    if "feature_layer" in chosen.options:
+    if "layer" in chosen.options:
         name = "vision_feature_layer"
         if chosen.name == "VipLlava" and not hasattr(transformers.VipLlavaConfig(), name):
             name = "vision_feature_layers"
-        options.setdefault(name, chosen.options["feature_layer"])
+        options.setdefault(name, chosen.options["layer"])
     if chosen.sub_images:
         pixels = [[rows * tile, cols * tile] for rows, cols in pinpoints]
         options["image_grid_pinpoints"] = pixels
@@ -106,7 +106,10 @@ def make(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
-    return model, make_processor(chosen, tile, options.get("image_grid_pinpoints"), padding_side, changes)
+    processor = make_processor(
+        chosen, tile, options.get("image_grid_pinpoints"), padding_side, changes
+    )
+    return model, processor
 
 
 def make_processor(chosen, tile, pinpoints, padding_side, changes):
