@@ -262,7 +262,8 @@ class _SubImagesProcessor(_Switched):
 
 def turn_on(part: Any, switch: Switch) -> None:
     """Give `part`, a model or a processor, the switched subclass of its class."""
-    part.__class__ = _switched_class(type(part))
+    # A switched class may have been asked for an object by name: `type(model).from_pretrained`.
+    part.__class__ = _switched_class(getattr(type(part), "_hired_base", type(part)))
     part.hired = switch
 
 
