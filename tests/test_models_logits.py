@@ -132,7 +132,7 @@ def without_surplus(inputs, features, padding_side):
         places = (row == 4).nonzero()[:, 0]
         mask = mask.clone()
         assert len(places) >= counts[0]
-        mask[places[counts.pop(0) :]] = False
+        mask[places[: len(places) - counts.pop(0)]] = False
         visible.append(mask)
         ids.append(row[mask].flip(0) if padding_side == "left" else row[mask])
     ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
@@ -213,9 +213,12 @@ def test_batch_of_mixed_sizes_is_one_by_one(settings, padding_side):
 @pytest.mark.parametrize("settings", [{}, {"policy": "published"}, {"newlines": True}], ids=str)
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generate_continues_the_prompt(settings, beams):
-    stock, model, inputs = switched(sizes=SIZES[:2], **settings)
+    stock, model, inputs = switched(budget=0.3, sizes=SIZES[:2], **settings)
+    assert inputs["input_ids"][1, -1] == 4  # one prompt ends with its picture
     how = {"max_new_tokens": 6, "num_beams": beams, "do_sample": False, "eos_token_id": None}
-    ours = model.generate(**inputs, **how)
+    how |= {"return_dict_in_generate": True, "output_logits": True}
+    generated = model.generate(**inputs, **how)
+    ours = generated.sequences
     length = inputs["input_ids"].shape[1]
     assert torch.equal(ours[:, :length], inputs["input_ids"])
     with torch.no_grad():
@@ -230,7 +233,9 @@ def test_generate_continues_the_prompt(settings, beams):
     mask = (shorter["input_ids"] == 4)[..., None].expand_as(embeds)
     embeds = embeds.masked_scatter(mask, features)
     expected = stock.generate(inputs_embeds=embeds, attention_mask=shorter["attention_mask"], **how)
-    assert torch.equal(ours[:, length:], expected)
+    assert torch.equal(ours[:, length:], expected.sequences)
+    for step, wanted in zip(generated.logits, expected.logits, strict=True):
+        torch.testing.assert_close(step, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("settings", [{}, {"policy": "published"}], ids=str)

@@ -32,10 +32,11 @@ class HiredImageOutput(BaseModelOutputWithPooling):
     pooler_output: features of each picture, (its tokens, width of the language model), a list, or
         one tensor where the stock model has one.
     hidden_states, attentions: of the full tower, where they were asked for.
-    indices: (K,) int64, `p * T + t` of each kept token; -1 for a row without one (published).
+    indices: (K,) int64, `p * T + t` of each row of last_hidden_state; -1 for one without a token
+        (published).
     counts: (P,) int64, kept tokens of each partition.
     surplus: (rows of all pictures,) bool, the rows of pooler_output that stand for nothing and that
-        the language model does not see; None where there can be none.
+        the language model does not see, first of each picture; None where there can be none.
     """
 
     indices: Tensor | None = None
@@ -81,7 +82,7 @@ def image_features(
     features = list(model.multi_modal_projector(tokens).split(lengths))
     surplus = None
     if settings.policy == "published" and any(R > 0 for R, _ in todo.grids):
-        surplus = kept.indices < 0
+        features, surplus = _with_empty_rows_first(features, kept.indices.split(todo.rows))
     if settings.newlines:
         T = Anatomy.of(model.config).tokens
         features, surplus = _with_newlines(features, kept.indices, T, todo, model.image_newline)
@@ -96,14 +97,30 @@ def image_features(
     )
 
 
+def _with_empty_rows_first(
+    features: Sequence[Tensor], indices: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Move each picture's rows of index -1 from its end to its beginning.
+
+    A prompt may end with a picture, and it is the last token that the next one follows. Returns the
+    features of each picture and which rows of all of them are empty.
+    """
+    packed, surplus = [], []
+    for rows, index in zip(features, indices, strict=True):
+        count, empty = torch.arange(len(rows), device=rows.device), (index < 0).sum()
+        packed.append(rows.index_select(0, (count - empty) % max(1, len(rows))))
+        surplus.append(count < empty)
+    return packed, torch.cat(surplus)
+
+
 def _with_newlines(
     features: Sequence[Tensor], indices: Tensor, T: int, todo: Plan, newline: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Put `image_newline` after each assembled row that keeps a token, under the exact policy.
 
     How many rows do is known to the device alone, so each picture gets room for as many as there
-    can be, and what is left over stands at its end. Returns the features of each picture and which
-    rows of all of them are left over.
+    can be, and what is left over stands at its beginning. Returns the features of each picture and
+    which rows of all of them are left over.
     """
     packed, surplus = [], []
     of_pictures = features, indices.split(todo.rows), todo.grids, todo.separators, todo.full_images
@@ -114,10 +131,11 @@ def _with_newlines(
         ends[:-1] = line[1:] != line[:-1]
         ends &= line > 0
         count = torch.arange(len(line) + room, device=line.device)
-        places = count[: len(line)] + ends.cumsum(0) - ends.long()
+        left_over = room - ends.sum()
+        places = count[: len(line)] + ends.cumsum(0) - ends.long() + left_over
         filled = newline.to(tokens).expand(len(count), -1)
         packed.append(filled.index_copy(0, places, tokens))
-        surplus.append(count >= len(line) + ends.sum())
+        surplus.append(count < left_over)
     return packed, torch.cat(surplus)
 
 
