@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a LLaVA model about a picture, with a fifth of its visual tokens.
 
-    python examples/llava_next.py ./llava-v1.6-mistral-7b-hf photograph.jpg        # local checkpoint
-    python examples/llava_next.py llava-hf/llava-v1.6-mistral-7b-hf photograph.jpg  # hub name
+    python examples/llava_next.py ./llava-v1.6-mistral-7b-hf photo.jpg          # local checkpoint
+    python examples/llava_next.py llava-hf/llava-v1.6-mistral-7b-hf photo.jpg   # hub name
 
 Any model that `hired_kernels.apply_hired` serves will do: LLaVA-NeXT, LLaVA-1.5, ShareGPT4V,
 VipLLaVA, LLaVA-NeXT-Video. `--stock` leaves HiRED off, to compare.
