@@ -51,7 +51,7 @@ def test_the_example_of_apply_hired_names_its_arguments():
         assert name in parameters
 
 
-@pytest.mark.parametrize("options", [[], ["--policy", "published"], ["--newlines"], ["--stock"]])
+@pytest.mark.parametrize("options", [["--newlines"], ["--stock"]], ids=str)
 def test_the_example_script_with_a_local_checkpoint(options, tmp_path):
     model, processor = make()
     model.save_pretrained(tmp_path / "model")

@@ -7,6 +7,7 @@ argument.
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from llava_models import KINDS, SIZES, make, pictures, twin
 from llava_oracle import (
     layouts_of,
     logits_with_features,
+    partitions_of,
     project,
     select_as_the_reference,
 )
 from transformers import StaticCache
 
 import hired_kernels as hired
+from hired_kernels.models.surplus import hide
 
 PROMPTS = ["what is <image> this", "<image>", "is <image> shown what is this", "this <image>"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # logits are of size 10; float32
@@ -238,6 +241,18 @@ def test_generate_continues_the_prompt(settings, beams):
         torch.testing.assert_close(step, wanted, **CLOSE)
 
 
+def test_threads_do_not_see_each_others_pictures():
+    """Two calls of one model at once, each with surplus placeholders of its own."""
+    _, model, inputs = switched(sizes=SIZES[:2], policy="published", budget=0.3)
+    batches = [inputs, {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}]
+    expected = [logits_of(model, batch) for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda batch: logits_of(model, batch), batches))
+            for ours, wanted in zip(found, expected, strict=True):
+                assert torch.equal(ours, wanted)
+
+
 @pytest.mark.parametrize("settings", [{}, {"policy": "published"}], ids=str)
 def test_static_cache_and_compiled_language_model(settings):
     _, model, inputs = switched(sizes=SIZES[:2], **settings)
@@ -289,8 +304,6 @@ def test_labels_on_surplus_placeholders_are_ignored():
     output = model(**inputs, labels=inputs["input_ids"].clone())
     assert output.loss.isfinite()
     arguments = {**inputs, "labels": inputs["input_ids"].clone()}
-    from hired_kernels.models.surplus import hide
-
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
     hide(model, features.surplus, arguments, generating=False)
     ignored = arguments["labels"] == -100
@@ -315,8 +328,12 @@ def test_text_alone_is_left_alone(kind):
         )
 
 
-def test_several_pictures_a_prompt():
-    text = ["<image> what <image>", "this <image> is"]
+@pytest.mark.parametrize(
+    "text",
+    [["<image> what <image>", "this <image> is"], ["what", "<image> <image> is <image>", "this"]],
+    ids=["two and one", "none, three, none"],
+)
+def test_several_pictures_a_prompt(text):
     stock, model, inputs = switched(text=text, budget=0.3)
     features = features_of(stock, inputs, budget=0.3)
     expected = logits_with_features(stock, features, **text_of(inputs))
@@ -335,10 +352,7 @@ def test_half_precision_end_to_end(kind, dtype):
             arguments.append(inputs["image_sizes"])
         kept = model.get_image_features(*arguments).indices
         pixels = inputs["pixel_values"].to(dtype)
-        if pixels.dim() == 5:
-            pixels = torch.cat(
-                [pixels[i, : 1 + r * c] for i, (r, c) in enumerate([(2, 2), (1, 2), (3, 1)])]
-            )
+        pixels = partitions_of(stock.config, pixels, SIZES[:3])
         states = stock.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
     tokens = states[:, 1:].flatten(0, 1)[kept]
     counts = [int((row == 4).sum()) for row in inputs["input_ids"]]
@@ -357,7 +371,10 @@ def test_full_strategy_keeps_cls_and_runs_the_whole_tower(caplog):
     inputs = processor(**arguments)
     assert torch.equal(inputs["input_ids"], whole["input_ids"])
     transformers.utils.logging.enable_propagation()
-    torch.testing.assert_close(logits_of(model, inputs), logits_of(stock, whole), **CLOSE)
+    try:
+        torch.testing.assert_close(logits_of(model, inputs), logits_of(stock, whole), **CLOSE)
+    finally:
+        transformers.utils.logging.disable_propagation()
     assert "the whole vision tower runs" in caplog.text
     hired.apply_hired(model, processor, budget=9)
     inputs = processor(**arguments)

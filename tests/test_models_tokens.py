@@ -9,12 +9,14 @@ import re
 import pytest
 import torch
 from llava_models import KINDS, PINPOINTS, make, picture, pictures
+from torch._subclasses.fake_tensor import FakeTensorMode
 from vectors import T, cases, packed
 
 import hired_kernels as hired
 from hired_kernels import geometry, published
 from hired_kernels.models import hired_tower, vision_tower
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders, plan
+from hired_kernels.models.surplus import hide
 
 EXTREME = [(1, 1), (1, 400), (400, 1), (3, 900), (84, 84), (83, 85), (17, 40), (1000, 30)]
 GRIDS = [*PINPOINTS, (1, 1), (4, 1), (2, 3)]
@@ -143,6 +145,26 @@ def test_a_processor_left_behind_says_so():
     hired.remove_hired(None, processor)
     inputs = processor(images=picture((168, 168)), text="<image>", return_tensors="pt")
     assert model(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"newlines": True}, {"policy": "published"}], ids=str)
+@torch.no_grad()
+def test_features_and_prompts_are_made_without_a_value(settings):
+    """Nothing waits for the device: tensors without values run through it all."""
+    sizes = [(168, 168), (100, 200)]
+    model, processor = hired.apply_hired(*make(), **settings)
+    text = ["what <image>", "<image> is this"]
+    inputs = processor(images=pictures(sizes), text=text, padding=True, return_tensors="pt")
+    expected = features_of(model, inputs)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        output = model.get_image_features(mode.from_tensor(inputs["pixel_values"]), sizes)
+        if output.surplus is not None:
+            names = ("input_ids", "attention_mask")
+            arguments = {name: mode.from_tensor(inputs[name]) for name in names}
+            hide(model, output.surplus, arguments, generating=False)
+            assert arguments["position_ids"].shape == inputs["input_ids"].shape
+    shapes = [one.shape for one in output.pooler_output]
+    assert shapes == [one.shape for one in expected.pooler_output]
 
 
 def test_pixels_that_do_not_fit_their_sizes():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .. import geometry
@@ -30,13 +31,12 @@ class Settings:
     newlines: bool = False
 
     def __post_init__(self) -> None:
-        number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
-        share = isinstance(self.budget, float)
-        if not number or not (0 < self.budget <= 1 if share else self.budget >= 0):
+        count = isinstance(self.budget, Integral)  # NumPy's too
+        fits = _is_number(self.budget) and (self.budget >= 0 if count else 0 < self.budget <= 1)
+        if not fits:
             expected = "a float in (0, 1] or an integer of at least 0"
             raise refuse("budget", expected, repr(self.budget))
-        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
-        if not number or not 0 <= self.alpha <= 1:
+        if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
             raise refuse("alpha", "a number in [0, 1]", repr(self.alpha))
         if self.policy not in POLICIES:
             raise refuse("policy", " or ".join(POLICIES), repr(self.policy))
@@ -144,6 +144,10 @@ def placeholders(settings: Settings, anatomy: Anatomy, height: int, width: int) 
     """Tokens of the prompt that stand for one picture of height x width pixels."""
     picture = plan(settings, anatomy, [(height, width)])
     return picture.rows[0] + picture.separators[0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _split(

@@ -37,7 +37,10 @@ class Switch:
     why_full: str | None
     with_cls: bool
     on: bool = True
-    _held: tuple[int, Tensor | None, HiredImageOutput] | None = field(default=None, repr=False)
+    # Of each thread that is inside `hold`: its pixels and their features.
+    _held: dict[int, tuple[Tensor | None, HiredImageOutput]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def has_surplus(self) -> bool:
@@ -58,22 +61,23 @@ class Switch:
     @contextmanager
     def hold(self, pixels: Tensor | None, output: HiredImageOutput) -> Iterator[None]:
         """Have `encoded` hand out these features, and nothing be hidden again, while open."""
-        before, self._held = self._held, (threading.get_ident(), pixels, output)
+        thread = threading.get_ident()
+        self._held[thread] = pixels, output
         try:
             yield
         finally:
-            self._held = before
+            del self._held[thread]
 
     @property
     def holding(self) -> bool:
         """Whether this thread is inside `hold`."""
-        return self._held is not None and self._held[0] == threading.get_ident()
+        return bool(self._held) and threading.get_ident() in self._held
 
     def encoded(self, pixels: Tensor) -> HiredImageOutput | None:
         """What was held for these pixels, on whichever device they are by now."""
         if not self.holding:
             return None
-        _, held, output = self._held
+        held, output = self._held[threading.get_ident()]
         return output if held is not None and held.shape == pixels.shape else None
 
 
