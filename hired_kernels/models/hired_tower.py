@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..ops import Selection, select_qk
 from . import vision_tower
 from .accounting import Anatomy, Plan, Settings, plan
-from .vision_tower import Encoded, FeatureLayer
+from .vision_tower import FeatureLayer
 
 
 class HiredTower(nn.Module):
@@ -85,14 +85,14 @@ def full_tower(
     wanted = vision_tower.hidden_state_numbers(len(layers), feature_layer)
     final = max(wanted) - 1
     features = torch.cat([states[number] for number in wanted], dim=-1)
-    full_images = torch.stack([states[vision_tower.INITIAL_LAYER][p] for p in todo.full_images])
-    query, key = vision_tower.queries_and_keys(tower, vision_tower.INITIAL_LAYER, full_images)
-    last_query, last_key = vision_tower.queries_and_keys(tower, final, states[final])
-    encoded = Encoded(
-        final, features, query[:, 0], key, last_query[:, 0], last_key, last_key, wanted, {}
-    )
+    initial = vision_tower.INITIAL_LAYER
+    full_images = torch.stack([states[initial][p] for p in todo.full_images])
+    queries_init, keys_init = vision_tower.queries_and_keys(tower, initial, full_images)
+    queries_final, keys_final = vision_tower.queries_and_keys(tower, final, states[final])
+    scores = queries_init[:, 0], keys_init, queries_final[:, 0], keys_final
+    scores = vision_tower.as_scores(scores, features.device)
     scale = layers[final].self_attn.scale
-    kept = _select(encoded.features, encoded.scores(), scale, todo, settings)
+    kept = _select(features[:, 1:], scores, scale, todo, settings)
     return kept, features[:, 0], whole
 
 

@@ -79,13 +79,14 @@ def image_features(
             pictures = zip(cls.split(1), tokens.split(todo.rows), strict=True)
             tokens = torch.cat([part for picture in pictures for part in picture])
     lengths = [rows + with_cls for rows in todo.rows]
-    features = list(model.multi_modal_projector(tokens).split(lengths))
-    surplus = None
+    projected = model.multi_modal_projector(tokens)
+    features, surplus = list(projected.split(lengths)), None
+    indices = kept.indices.to(projected.device)
     if settings.policy == "published" and any(R > 0 for R, _ in todo.grids):
-        features, surplus = _with_empty_rows_first(features, kept.indices.split(todo.rows))
+        features, surplus = _with_empty_rows_first(features, indices.split(todo.rows))
     if settings.newlines:
         T = Anatomy.of(model.config).tokens
-        features, surplus = _with_newlines(features, kept.indices, T, todo, model.image_newline)
+        features, surplus = _with_newlines(features, indices, T, todo, model.image_newline)
     return HiredImageOutput(
         last_hidden_state=tokens,
         pooler_output=features,

@@ -56,13 +56,18 @@ class Encoded:
         """Patch tokens as they enter the selection layer, (P, T, D): a view."""
         return self.hidden[:, 1:]
 
-    def scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def scores(self) -> tuple[Tensor, ...]:
         """Query and key of the initial and of the selection layer, as `select_qk` takes them."""
-        tensors = (self.query_init, self.key_init, self.query_final, self.key_final)
-        tensors = tuple(tensor.detach().to(self.hidden.device) for tensor in tensors)
-        if tensors[0].dtype not in SCORE_DTYPES:
-            tensors = tuple(tensor.float() for tensor in tensors)
-        return tensors
+        initial, final = (self.query_init, self.key_init), (self.query_final, self.key_final)
+        return as_scores((*initial, *final), self.hidden.device)
+
+
+def as_scores(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Queries and keys beside the features, in a dtype that the operators take, without gradient."""
+    tensors = tuple(tensor.detach().to(device) for tensor in tensors)
+    if any(tensor.dtype not in SCORE_DTYPES for tensor in tensors):
+        tensors = tuple(tensor.float() for tensor in tensors)
+    return tensors
 
 
 def hidden_state_numbers(layers: int, feature_layer: FeatureLayer = -2) -> tuple[int, ...]:
