@@ -63,7 +63,7 @@ class Encoded:
 
 
 def as_scores(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Queries and keys beside the features, in a dtype that the operators take, without gradient."""
+    """Queries and keys beside the features, in a dtype the operators take, without gradient."""
     tensors = tuple(tensor.detach().to(device) for tensor in tensors)
     if any(tensor.dtype not in SCORE_DTYPES for tensor in tensors):
         tensors = tuple(tensor.float() for tensor in tensors)
