@@ -20,7 +20,7 @@ from llava_oracle import (
     project,
     select_as_the_reference,
 )
-from transformers import StaticCache
+from transformers import CompileConfig, StaticCache
 
 import hired_kernels as hired
 from hired_kernels.models.surplus import hide
@@ -260,6 +260,12 @@ def test_static_cache_and_compiled_language_model(settings):
     expected = model.generate(**inputs, **how)
     static = model.generate(**inputs, **how, cache_implementation="static")
     assert torch.equal(static, expected)
+    whole = CompileConfig(backend="eager", fullgraph=True, mode=None)
+    whole._compile_all_devices = True
+    torch._dynamo.reset()
+    static = model.generate(**inputs, **how, cache_implementation="static", compile_config=whole)
+    assert torch.equal(static, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     compiled = copy.deepcopy(model)
     compiled.model.language_model = torch.compile(compiled.model.language_model, backend="eager")
     assert torch.equal(compiled.generate(**inputs, **how), expected)

@@ -22,6 +22,8 @@ from .accounting import Anatomy, Settings, placeholders, plan
 from .image_features import HiredImageOutput, image_features
 from .surplus import by_name, hide, placeholder_mask
 
+_PICTURES = ("pixel_values", "mm_encoder_outputs")
+
 
 @dataclass(eq=False)
 class Switch:
@@ -96,7 +98,10 @@ class _Model(_Switched):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         switch = self.__dict__.get("hired")
-        if switch is None or not switch.has_surplus or switch.holding:
+        # Decoding steps, which may be compiled as one graph, are let through at once. By position,
+        # pixel_values comes after input_ids in all models served.
+        pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
+        if switch is None or not switch.has_surplus or not pictures or switch.holding:
             return super().__call__(*args, **kwargs)
         arguments = by_name(self.forward, args, kwargs)
         output = _encoded(self, arguments)
