@@ -15,7 +15,8 @@ from transformers import LlavaNextProcessor, LlavaNextVideoProcessor, LlavaProce
 
 from . import support
 from .accounting import Anatomy, Settings, refuse
-from .switched import Switch, is_on, turn_off, turn_on
+from .state import Switch
+from .switched import is_on, turn_off, turn_on
 
 
 def apply_hired(
