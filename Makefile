@@ -16,8 +16,8 @@ INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invari
   tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench bench-cpu wheel pascal-compiler \
-  kernel-report clean
+.PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench \
+  bench-cpu bench-model wheel pascal-compiler kernel-report clean
 
 help:
 	@echo "make demo           the method on a photograph; writes hired_demo.png"
@@ -25,7 +25,8 @@ help:
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make lint           ruff, clang-format"
-	@echo "make bench-cpu      the operators against PyTorch on this CPU"
+	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
+	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
@@ -115,6 +116,11 @@ bench:
 
 bench-cpu: setup
 	$(BIN)/python benchmarks/bench_select.py
+	$(BIN)/python benchmarks/bench_model.py
+
+bench-model:
+	tools/test_gpu.sh build
+	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_model.py --size 7b
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `python -m hired_kernels`, or `hired`.
 
-    info     what was built, what this machine has, which backend serves it
+    info     what was built, what this machine has, which backend serves it; what a model allows
     demo     one picture through the method, with a ledger and a drawing
     bench    the benchmarks of a source checkout
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "info":
-            return _info()
+            return _info(options.model)
         if options.command == "demo":
             return _demo(options)
         return _bench(rest)
@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="hired", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
-    commands.add_parser("info", help="what was built and which backend serves this machine")
+    info = commands.add_parser("info", help="what was built, which backend serves this machine")
+    info.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder or hub name of a transformers model: what HiRED can do for it",
+    )
     demo = commands.add_parser("demo", help="one picture through the method, counted and drawn")
     demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph (one comes along)")
     demo.add_argument(
@@ -76,10 +81,15 @@ def _parser() -> _Parser:
     return parser
 
 
-def _info() -> int:
+def _info(model: str | None) -> int:
     from . import info
 
-    print("\n".join(info.lines()))
+    try:
+        print("\n".join(info.lines(model)))
+    except ModuleNotFoundError as error:
+        return _lacks("info", error)
+    except ValueError as error:
+        return _fail("info", str(error))
     return 0
 
 
@@ -87,9 +97,7 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         from . import demo
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("hired_kernels"):
-            raise
-        return _fail("demo", f"needs {error.name}: pip install 'hired-kernels[transformers]'")
+        return _lacks("demo", error)
     try:
         demo.run(
             options.image,
@@ -110,6 +118,13 @@ def _bench(arguments: Sequence[str]) -> int:
     if not script.is_file():
         return _fail("bench", f"expected a source checkout with benchmarks, got no {script}")
     return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+
+
+def _lacks(command: str, error: ModuleNotFoundError) -> int:
+    package = (error.name or "hired_kernels").partition(".")[0]
+    if package == "hired_kernels":
+        raise error
+    return _fail(command, f"needs {package}: pip install 'hired-kernels[transformers]'")
 
 
 def _fail(command: str, reason: str) -> int:

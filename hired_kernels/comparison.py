@@ -79,25 +79,29 @@ def compare(
             f"picture: expected {layout.partitions} partitions from the image processor, got "
             f"{pixels.shape[0]}"
         )
-    tower, encoded = _timed(
-        lambda: vision_tower.encode(vision.tower, pixels, vision.feature_layer, progress)
-    )
-    unread, _ = _timed(
-        lambda: vision_tower.run_remaining_layers(vision.tower, encoded, vision.feature_layer)
-    )
-    select, selection = _measured(lambda: _select(encoded, layout, budget, alpha, policy))
-    indices = selection.indices[selection.indices >= 0]  # "published" pads with -1
-    tokens = selection.tokens[: len(indices)]
+    tower, layer = vision.tower, vision.feature_layer
+    start, encoded = _timed(lambda: vision_tower.begin(tower, pixels, layer, progress=progress))
+    select, selection = _measured(lambda: _select(encoded, layout, budget, alpha, policy).compact())
+    most = int(selection.counts.max())
+    end, tokens = _timed(lambda: vision_tower.finish(tower, encoded, selection, most))
     kept = torch.zeros(layout.partitions, layout.tokens, dtype=torch.bool)
-    kept.view(-1)[indices.cpu()] = True
+    kept.view(-1)[selection.indices.cpu()] = True
     projector, _ = _measured(lambda: vision.projector(tokens))
-    other = _as_published(vision, encoded, layout, published_budget, alpha)
+
+    whole, hidden = _timed(lambda: vision_tower.finish_all(tower, encoded))
+    unread, _ = _timed(lambda: vision_tower.run_remaining_layers(tower, hidden, layer))
+    other = _as_published(vision, pixels, encoded, hidden, layout, published_budget, alpha)
 
     run, layers = vision.layers
     patches = layout.partitions * layout.tokens
     stages = [
         Stage("image processing", processing, processing),
-        Stage("vision tower", tower, tower + unread, f"{run} layers of {layers}"),
+        Stage(
+            "vision tower",
+            start + end,
+            start + whole + unread,
+            f"{run} layers of {layers}, the last of them for the kept tokens",
+        ),
         Stage("select_qk", select, other.whole_selection, "one call instead of three stages:"),
         Stage("attention rows", None, other.rows, "of two whole matrices", part=True),
         Stage("budgets and top-k", None, other.selection, part=True),
@@ -112,10 +116,7 @@ def _select(
 ) -> hired_kernels.Selection:
     return hired_kernels.select_qk(
         encoded.features,
-        encoded.query_init,
-        encoded.key_init,
-        encoded.query_final,
-        encoded.key_final,
+        *encoded.scores(),
         grids=[layout.grid],
         budget=budget,
         alpha=alpha,
@@ -125,16 +126,21 @@ def _select(
 
 
 def _as_published(
-    vision: VisionModel, encoded: Encoded, layout: Layout, budget: int, alpha: float
+    vision: VisionModel,
+    pixels: Tensor,
+    encoded: Encoded,
+    hidden: Tensor,
+    layout: Layout,
+    budget: int,
+    alpha: float,
 ) -> _Published:
-    T = layout.tokens
+    T, tower, initial = layout.tokens, vision.tower, vision_tower.INITIAL_LAYER
+    init = vision_tower.queries_and_keys(tower, initial, vision_tower.embed(tower, pixels))
+    final = vision_tower.queries_and_keys(tower, encoded.layer, encoded.hidden)
     rows, attention = _measured(
-        lambda: (
-            published.attention_rows(encoded.queries_init, encoded.key_init, T),
-            published.attention_rows(encoded.queries_final, encoded.key_final, T),
-        )
+        lambda: tuple(published.attention_rows(*layer, T) for layer in (init, final))
     )
-    projector, projected = _measured(lambda: vision.projector(encoded.features))
+    projector, projected = _measured(lambda: vision.projector(hidden[:, 1:]))
     try:
         selection, mask = _measured(
             lambda: published.kept_mask(*attention, [layout.partitions], [budget], alpha)

@@ -19,9 +19,13 @@ import torch
 from . import backends
 
 
-def lines() -> list[str]:
-    """The report, line by line."""
-    return [*_versions(), "", *_built(), "", *_machine(), "", *_backends()]
+def lines(model: str | None = None) -> list[str]:
+    """The report, line by line; of a model, a folder or hub name, too.
+
+    Raises `hired_kernels.models.loading.ModelError` where there is no such model.
+    """
+    report = [*_versions(), "", *_built(), "", *_machine(), "", *_backends()]
+    return report if model is None else [*report, "", *_model(model)]
 
 
 def _line(name: str, text: str) -> str:
@@ -84,6 +88,14 @@ def _backends() -> Iterator[str]:
     forced = os.environ.get("HIRED_BACKEND")
     if forced:
         yield _line("HIRED_BACKEND", forced)
+
+
+def _model(name: str) -> Iterator[str]:
+    from .models import loading, support
+
+    yield f"model {name}"
+    for title, text in support.describe(loading.load_config(name)):
+        yield _line(title, text)
 
 
 def _native_module() -> ModuleType:

@@ -62,6 +62,36 @@ def test_info_says_what_is_not_there(monkeypatch, capsys):
     assert re.search(r"^  other +not available because: it was never written$", said, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("llava-next", {}, "early exit +inside layer 2 of 4, counted from 0"),
+        (
+            "llava",
+            {"vision_feature_select_strategy": "full"},
+            'early exit +not possible because vision_feature_select_strategy is "full"',
+        ),
+        (
+            "llava-next",
+            {"vision_feature_select_strategy": "full"},
+            "HiRED +not available because: hired: apply_hired: vision_feature_select_strategy",
+        ),
+    ],
+)
+def test_info_says_what_a_model_allows(kind, changes, expected, tmp_path, capsys):
+    save(kind, tmp_path, **changes)
+    capsys.readouterr()
+    assert cli.main(["info", "--model", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^  model +{kind.replace('-', '_')} with clip_vision_model$", said, re.M)
+    assert re.search(rf"^  {expected}", said, re.M)
+
+
+def test_info_about_no_model(tmp_path, capsys):
+    assert cli.main(["info", "--model", str(tmp_path / "none")]) == 2
+    assert "neither a folder nor a hub name" in only_line(capsys)
+
+
 @pytest.mark.parametrize("policy", ["exact", "published"])
 def test_demo_draws_what_it_counts(policy, tmp_path):
     lines = []

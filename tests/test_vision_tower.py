@@ -33,47 +33,53 @@ def test_embeddings_are_no_layers_output(feature_layer):
 
 @pytest.mark.parametrize("feature_layer", [-2, -1, 1])
 @torch.no_grad()
-def test_encode_is_a_forward_pass_with_two_layers_laid_open(feature_layer):
+def test_begin_and_finish_all_are_a_forward_pass_with_two_layers_laid_open(feature_layer):
     model = loading.random_model("tiny")
     pixels = model.pixels(PICTURE)
-    encoded = vision_tower.encode(model.tower, pixels, feature_layer)
+    encoded = vision_tower.begin(model.tower, pixels, feature_layer)
     plain = model.tower(pixels, output_hidden_states=True)
-    torch.testing.assert_close(encoded.hidden, plain.hidden_states[feature_layer], rtol=0, atol=0)
-    rest = vision_tower.run_remaining_layers(model.tower, encoded, feature_layer)
-    torch.testing.assert_close(rest, plain.pooler_output, rtol=0, atol=0)
+    final = vision_tower.selection_layer(4, feature_layer)
+    same = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(encoded.hidden, plain.hidden_states[final], **same)
+    hidden = vision_tower.finish_all(model.tower, encoded)
+    torch.testing.assert_close(hidden, plain.hidden_states[feature_layer], **same)
+    rest = vision_tower.run_remaining_layers(model.tower, hidden, feature_layer)
+    torch.testing.assert_close(rest, plain.pooler_output, **same)
 
     model.tower.set_attn_implementation("eager")
     attentions = model.tower(pixels, output_attentions=True).attentions
-    final = vision_tower.selection_layer(4, feature_layer)
-    for layer, queries, keys in (
-        (0, encoded.queries_init, encoded.key_init),
-        (final, encoded.queries_final, encoded.key_final),
+    for layer, query, key in (
+        (0, encoded.query_init, encoded.key_init),
+        (final, encoded.query_final, encoded.key_final),
     ):
-        rows = published.attention_rows(queries, keys, 576)
+        rows = published.attention_rows(query[:, None], key, 576)
         torch.testing.assert_close(rows, attentions[layer][:, :, 0, 1:])
 
 
-def test_encode_gives_views_in_the_operators_shapes():
+@torch.no_grad()
+def test_begin_gives_the_operators_shapes():
     model = loading.random_model("tiny")
-    encoded = vision_tower.encode(model.tower, model.pixels(PICTURE))
+    encoded = vision_tower.begin(model.tower, model.pixels(PICTURE), full_images=[0])
     assert encoded.features.shape == (5, 576, 64)
-    assert encoded.query_init.shape == encoded.query_final.shape == (5, 2, 32)
-    assert encoded.key_init.shape == encoded.key_final.shape == (5, 577, 2, 32)
-    for tensor in (encoded.features, encoded.query_final, encoded.key_init, encoded.key_final):
+    assert encoded.query_init.shape == (1, 2, 32)
+    assert encoded.query_final.shape == (5, 2, 32)
+    assert encoded.key_init.shape == (1, 577, 2, 32)
+    assert encoded.key_final.shape == encoded.value.shape == (5, 577, 2, 32)
+    for tensor in (encoded.features, *encoded.scores()):
         assert tensor.stride(-1) == 1
     assert encoded.features.data_ptr() == encoded.hidden[:, 1:].data_ptr()
-    assert encoded.query_final.data_ptr() == encoded.queries_final.data_ptr()
 
 
-def test_capture_leaves_the_tower_as_it_was():
+@torch.no_grad()
+def test_running_the_tower_leaves_it_as_it_was():
     tower = loading.random_model("tiny").tower
-    before = tower.config._attn_implementation
-    with vision_tower.captured(tower, (0, 2)):
-        assert tower.config._attn_implementation != before
-        with pytest.raises(RuntimeError, match="size"):
-            tower(torch.zeros(1, 2, 336, 336))
-    assert tower.config._attn_implementation == before
-    assert not any("_hired_capture" in vars(module) for module in tower.modules())
+    tower.set_attn_implementation("eager")
+    before = {name: dict(vars(module)) for name, module in tower.named_modules()}
+    with pytest.raises(RuntimeError, match="channels"):
+        vision_tower.begin(tower, torch.zeros(1, 2, 336, 336))
+    vision_tower.begin(tower, torch.zeros(1, 3, 336, 336))
+    assert tower.config._attn_implementation == "eager"
+    assert before == {name: dict(vars(module)) for name, module in tower.named_modules()}
 
 
 def test_random_weights_are_the_same_every_time():

@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.utils.logging as hub_logging
 import torch
@@ -30,6 +31,7 @@ from transformers import (
     LlavaModel,
     LlavaNextConfig,
     LlavaNextModel,
+    PreTrainedConfig,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -148,11 +150,21 @@ def load_model(name: str) -> VisionModel:
 
     Raises ModelError where there is none of that name, or where it is of another kind.
     """
+    return _had(name, _load)
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model, from a folder or a hub name. Raises ModelError likewise."""
+    return _had(name, AutoConfig.from_pretrained)
+
+
+def _had(name: str, load: Callable[[str], Any]) -> Any:
+    """What `load` makes of a folder or hub name; ModelError for whatever goes wrong."""
     if not Path(name).is_dir() and (Path(name).exists() or not _is_hub_name(name)):
         raise ModelError(f"model {name!r}: neither a folder nor a hub name (owner/name)")
     try:
         with _quiet():
-            return _load(name)
+            return load(name)
     except ModelError:
         raise
     except Exception as error:

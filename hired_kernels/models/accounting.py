@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many tokens each picture of a batch keeps, from its size alone: `Settings` and `Plan`.
+
+Processor and model both ask here, so that the placeholders of a prompt and the features of its
+pictures agree. Host arithmetic only; `hired_kernels.geometry` does the counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from .. import geometry
+from ..arguments import POLICIES, first_share
+
+
+def refuse(argument: str, expected: str, got: object) -> ValueError:
+    """The error of a bad argument of `apply_hired`."""
+    return ValueError(f"hired: apply_hired: {argument}: expected {expected}, got {got}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `apply_hired` was asked for. Raises ValueError for what it cannot be."""
+
+    budget: float | int = 0.2
+    alpha: float = 0.5
+    policy: str = "exact"
+    newlines: bool = False
+
+    def __post_init__(self) -> None:
+        count = isinstance(self.budget, Integral)  # NumPy's too
+        fits = _is_number(self.budget) and (self.budget >= 0 if count else 0 < self.budget <= 1)
+        if not fits:
+            expected = "a float in (0, 1] or an integer of at least 0"
+            raise refuse("budget", expected, repr(self.budget))
+        if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise refuse("alpha", "a number in [0, 1]", repr(self.alpha))
+        if self.policy not in POLICIES:
+            raise refuse("policy", " or ".join(POLICIES), repr(self.policy))
+        if not isinstance(self.newlines, bool):
+            raise refuse("newlines", "True or False", repr(self.newlines))
+        if self.newlines and self.policy == "published":
+            raise refuse("newlines", "False under the published policy, which has none", True)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """How a model cuts up pictures, of its configuration.
+
+    `tile` and `patch` are pixels a side of a partition and of a patch; `pinpoints` the resolutions
+    that sub-images are cut from, (height, width) in pixels, None where there are no sub-images.
+    """
+
+    tile: int
+    patch: int
+    pinpoints: tuple[tuple[int, int], ...] | None
+
+    @classmethod
+    def of(cls, config: Any) -> Anatomy:
+        """From the configuration of a LLaVA model."""
+        vision, pinpoints = config.vision_config, getattr(config, "image_grid_pinpoints", None)
+        pairs = None if pinpoints is None else tuple(tuple(pair) for pair in pinpoints)
+        return cls(vision.image_size, vision.patch_size, pairs)
+
+    @property
+    def side(self) -> int:
+        """Patches a side of a partition."""
+        return self.tile // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens of a partition, T."""
+        return self.side**2
+
+    def layout(self, height: int, width: int) -> geometry.Layout:
+        """How a picture of height x width pixels is cut up."""
+        if self.pinpoints is None:
+            return geometry.Layout(height, width, (0, 0), None, self.side)
+        pixels = {"tile": self.tile, "patch": self.patch}
+        return geometry.layout(height, width, pinpoints=self.pinpoints, **pixels)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The integers of one call for B pictures.
+
+    grids, crops, budgets: as the operators take them. rows: rows of the operator's output that each
+    picture owns. separators: room for `image_newline` after them. partitions: of each picture.
+    most: what no partition keeps more than.
+    """
+
+    grids: list[geometry.Grid]
+    crops: list[geometry.Crop] | None
+    budgets: list[int]
+    rows: list[int]
+    separators: list[int]
+    partitions: list[int]
+    most: int
+
+    @property
+    def full_images(self) -> list[int]:
+        """Where in the batch of partitions each picture begins."""
+        return [sum(self.partitions[:picture]) for picture in range(len(self.partitions))]
+
+
+def plan(settings: Settings, anatomy: Anatomy, sizes: Sequence[tuple[int, int]]) -> Plan:
+    """What a batch of pictures of these (height, width) in pixels keeps.
+
+    Raises ValueError as `hired_kernels.geometry` does, for a size that is not positive.
+    """
+    layouts = [anatomy.layout(*size) for size in sizes]
+    if settings.policy == "published":
+        grids, crops = geometry.published_layout(layouts)
+    else:
+        grids = [layout.grid for layout in layouts]
+        crops = [layout.crop or (0, 0, 0, 0) for layout in layouts]
+    T, policy = anatomy.tokens, settings.policy
+    budgets = geometry.resolve_budgets(settings.budget, grids, T, crops, policy)
+    pictures = list(zip(budgets, grids, crops, strict=True))
+    rows = [geometry.kept_tokens(*picture[:2], T, picture[2], policy) for picture in pictures]
+    most, separators = 0, []
+    for kept, (budget, grid, crop) in zip(rows, pictures, strict=True):
+        capacities = [T] * (1 + grid[0] * grid[1])
+        if policy == "exact":
+            capacities = geometry.capacities(grid, crop, anatomy.side)
+        full, others = _split(kept, budget, capacities, settings)
+        most = max(most, full, min(others, max(capacities[1:], default=0)))
+        separators.append(min(others, crop[1] - crop[0]) if settings.newlines else 0)
+    return Plan(
+        grids=grids,
+        crops=None if anatomy.pinpoints is None else crops,
+        budgets=budgets,
+        rows=rows,
+        separators=separators,
+        partitions=[layout.partitions for layout in layouts],
+        most=most,
+    )
+
+
+def placeholders(settings: Settings, anatomy: Anatomy, height: int, width: int) -> int:
+    """Tokens of the prompt that stand for one picture of height x width pixels."""
+    picture = plan(settings, anatomy, [(height, width)])
+    return picture.rows[0] + picture.separators[0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _split(
+    kept: int, budget: int, capacities: Sequence[int], settings: Settings
+) -> tuple[int, int]:
+    """Tokens of the full image, and of all sub-images together at the most."""
+    if len(capacities) == 1:
+        return kept, 0
+    if settings.policy == "published":
+        full = min(first_share(budget, settings.alpha), capacities[0])
+        return full, min(budget - full, sum(capacities[1:]))
+    full = min(first_share(kept, settings.alpha), capacities[0])
+    full = max(full, kept - sum(capacities[1:]))
+    return full, kept - full

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to the features that the language model reads: tower, selection, projector, separators.
+
+What the switched `get_image_features` computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from .accounting import Anatomy, Plan, Settings
+from .hired_tower import early_exit, full_tower
+from .vision_tower import FeatureLayer
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class HiredImageOutput(BaseModelOutputWithPooling):
+    """What the switched `get_image_features` returns.
+
+    last_hidden_state: (K, D) kept tokens as they enter the projector; D times the number of feature
+        layers where there are several.
+    pooler_output: features of each picture, (its tokens, width of the language model), a list, or
+        one tensor where the stock model has one.
+    hidden_states, attentions: of the full tower, where they were asked for.
+    indices: (K,) int64, `p * T + t` of each row of last_hidden_state; -1 for one without a token
+        (published).
+    counts: (P,) int64, kept tokens of each partition.
+    surplus: (rows of all pictures,) bool, the rows of pooler_output that stand for nothing and that
+        the language model does not see, first of each picture; None where there can be none.
+    """
+
+    indices: Tensor | None = None
+    counts: Tensor | None = None
+    surplus: Tensor | None = None
+
+
+def image_features(
+    model: nn.Module,
+    settings: Settings,
+    pixels: Tensor,
+    todo: Plan,
+    feature_layer: FeatureLayer,
+    *,
+    why_full: str | None,
+    with_cls: bool,
+    **outputs: Any,
+) -> HiredImageOutput:
+    """Features of the pictures of `todo`, through the vision tower and projector of `model`.
+
+    `why_full` says why the whole tower has to run, if it has to; `with_cls` puts each picture's CLS
+    token before its kept ones.
+    """
+    if pixels.shape[0] != sum(todo.partitions):
+        raise ValueError(
+            f"hired: pixel_values: expected {sum(todo.partitions)} partitions for pictures of "
+            f"these image_sizes, got {pixels.shape[0]}"
+        )
+    whole = None
+    if why_full is None:
+        kept = early_exit(model.vision_tower, pixels, feature_layer, todo, settings)
+        tokens = kept.tokens
+    else:
+        logger.warning_once(f"hired: the whole vision tower runs, because {why_full}")
+        kept, cls, whole = full_tower(
+            model.vision_tower, pixels, feature_layer, todo, settings, **outputs
+        )
+        tokens = kept.tokens
+        if with_cls:
+            pictures = zip(cls.split(1), tokens.split(todo.rows), strict=True)
+            tokens = torch.cat([part for picture in pictures for part in picture])
+    lengths = [rows + with_cls for rows in todo.rows]
+    projected = model.multi_modal_projector(tokens)
+    features, surplus = list(projected.split(lengths)), None
+    indices = kept.indices.to(projected.device)
+    if settings.policy == "published" and any(R > 0 for R, _ in todo.grids):
+        features, surplus = _with_empty_rows_first(features, indices.split(todo.rows))
+    if settings.newlines:
+        T = Anatomy.of(model.config).tokens
+        features, surplus = _with_newlines(features, indices, T, todo, model.image_newline)
+    return HiredImageOutput(
+        last_hidden_state=tokens,
+        pooler_output=features,
+        hidden_states=None if whole is None else whole.hidden_states,
+        attentions=None if whole is None else whole.attentions,
+        indices=kept.indices,
+        counts=kept.counts,
+        surplus=surplus,
+    )
+
+
+def _with_empty_rows_first(
+    features: Sequence[Tensor], indices: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Move each picture's rows of index -1 from its end to its beginning.
+
+    A prompt may end with a picture, and it is the last token that the next one follows. Returns the
+    features of each picture and which rows of all of them are empty.
+    """
+    packed, surplus = [], []
+    for rows, index in zip(features, indices, strict=True):
+        count, empty = torch.arange(len(rows), device=rows.device), (index < 0).sum()
+        packed.append(rows.index_select(0, (count - empty) % max(1, len(rows))))
+        surplus.append(count < empty)
+    return packed, torch.cat(surplus)
+
+
+def _with_newlines(
+    features: Sequence[Tensor], indices: Tensor, T: int, todo: Plan, newline: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Put `image_newline` after each assembled row that keeps a token, under the exact policy.
+
+    How many rows do is known to the device alone, so each picture gets room for as many as there
+    can be, and what is left over stands at its beginning. Returns the features of each picture and
+    which rows of all of them are left over.
+    """
+    packed, surplus = [], []
+    of_pictures = features, indices.split(todo.rows), todo.grids, todo.separators, todo.full_images
+    for tokens, index, (_, C), room, first in zip(*of_pictures, strict=True):
+        line = _lines(index - first * T, C, T)
+        # A line ends where the next token is of another one; the full image's, 0, has no end.
+        ends = torch.ones_like(line, dtype=torch.bool)
+        ends[:-1] = line[1:] != line[:-1]
+        ends &= line > 0
+        count = torch.arange(len(line) + room, device=line.device)
+        left_over = room - ends.sum()
+        places = count[: len(line)] + ends.cumsum(0) - ends.long() + left_over
+        filled = newline.to(tokens).expand(len(count), -1)
+        packed.append(filled.index_copy(0, places, tokens))
+        surplus.append(count < left_over)
+    return packed, torch.cat(surplus)
+
+
+def _lines(index: Tensor, C: int, T: int) -> Tensor:
+    """Row of the assembled grid, from 1, of tokens `p * T + t` of a picture; 0: full image."""
+    side = math.isqrt(T)
+    p, t = torch.div(index, T, rounding_mode="floor"), index % T
+    r = torch.div(p - 1, C, rounding_mode="floor")
+    return torch.where(p > 0, r * side + torch.div(t, side, rounding_mode="floor") + 1, 0)
