@@ -9,6 +9,8 @@ HIRED_CUDA_ARCHS ?= $(shell nvidia-smi > /dev/null 2>&1 && echo auto || echo non
 export HIRED_CUDA_ARCHS
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes of one thread: what the smallest machine has. Tests of threads ask for their own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_calls.py \
   tests/test_host_arithmetic.py
 EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
@@ -53,7 +55,7 @@ test: setup
 	$(MAKE) test-sanitize
 	$(MAKE) test-emulated
 	$(MAKE) test-triton
-	$(BIN)/pytest tests
+	$(PYTEST) tests
 
 # The native code under the address and undefined-behaviour sanitizers: a copy of the package, built
 # for it, put before the installed one. Python and PyTorch leak by design; our code has no heap.
@@ -63,7 +65,7 @@ test-sanitize: setup
 	HIRED_NATIVE=1 HIRED_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_SANITIZED=1 \
-	  PYTHONPATH=$(SANITIZED) $(BIN)/pytest $(SANITIZE_TESTS)
+	  PYTHONPATH=$(SANITIZED) $(PYTEST) $(SANITIZE_TESTS)
 
 # The CUDA kernels' own source on the host, threads as fibers, under the same sanitizers. It takes
 # Boost.Context; where that is missing, it says so and the other tests go on.
@@ -80,7 +82,7 @@ ifeq ($(BOOST),there)
 	$(BIN)/cmake --build build/emulator --target hired_emulated
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
 	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-40} \
-	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(BIN)/pytest $(EMULATED_TESTS)
+	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(PYTEST) $(EMULATED_TESTS)
 else
 	@echo "test-emulated: skipped, Boost.Context is missing (Debian: libboost-context-dev)"
 endif
@@ -89,7 +91,7 @@ endif
 TRITON_TESTS := -m "not whole_list"
 test-triton: setup
 	TRITON_INTERPRET=1 HIRED_TEST_TARGET=triton HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-2} \
-	  OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(TRITON_TESTS) $(INTERPRETED_TESTS)
+	  $(PYTEST) $(TRITON_TESTS) $(INTERPRETED_TESTS)
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

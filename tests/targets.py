@@ -10,9 +10,9 @@ or, with TRITON_INTERPRET=1, one program after the other on the host.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import random
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -60,7 +60,7 @@ def emulated(op: str, **arguments: Any) -> Results:
     return getattr(torch.ops.hired_emulated, op)(**arguments)
 
 
-_calls = itertools.count()
+_calls: Counter[str] = Counter()  # of each test, so that what it meets does not hang on the others
 
 
 def _aligned(value: Any) -> Any:
@@ -74,7 +74,9 @@ def _aligned(value: Any) -> Any:
 
 def _emulated_anyhow(op: str, **arguments: Any) -> Results:
     arguments = {name: _aligned(value) for name, value in arguments.items()}
-    choose = random.Random(next(_calls))
+    test = os.environ["PYTEST_CURRENT_TEST"]
+    _calls[test] += 1
+    choose = random.Random(f"{test} {_calls[test]}")
     schedule(
         choose.getrandbits(60),
         choose.choice([1, 2, 5, 40]),
