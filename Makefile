@@ -19,7 +19,7 @@ INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invari
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench \
-  bench-cpu bench-model wheel pascal-compiler kernel-report clean
+  bench-cpu bench-model bench-load wheel pascal-compiler kernel-report clean
 
 help:
 	@echo "make demo           the method on a photograph; writes hired_demo.png"
@@ -29,6 +29,7 @@ help:
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
+	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
@@ -123,6 +124,10 @@ bench-cpu: setup
 bench-model:
 	tools/test_gpu.sh build
 	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_model.py --size 7b
+
+bench-load:
+	tools/test_gpu.sh build
+	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_load.py
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

@@ -25,6 +25,7 @@ def show(cases: Cases) -> None:
     _by_rate(exact)
     _in_triton(exact)
     _others(taken)
+    _peers(taken)
     _aims(exact)
     for case in cases:
         problem = case.get("wrong") or case.get("left_out")
@@ -126,6 +127,21 @@ def _others(cases: Cases) -> None:
             rows.append([*place, name, _us(graph), _us(eager), times, found.get("failed", "")])
     if rows:
         header = ["beside others: us", "B", "", "graph", "eager", "the better / ours", ""]
+        print(f"\n{report.table(header, rows)}")
+
+
+def _peers(cases: Cases) -> None:
+    rows = []
+    for case in (case for case in cases if "peers" in case):
+        ours = case["timings"]["graph"]["median_us"]
+        for name, found in case["peers"].items():
+            graph, eager = found.get("graph"), found.get("eager")
+            best = min((x["median_us"] for x in (graph, eager) if x), default=None)
+            times = report.times(best / ours) if best else ""
+            row = [f"{case['operator']} {case['dtype']}", str(case["shape"]["B"]), found["stage"]]
+            rows.append([*row, name, _us(graph), _us(eager), times, found.get("failed", "")])
+    if rows:
+        header = ["a stage by others: us", "B", "stage", "", "graph", "eager", "/ ours, whole", ""]
         print(f"\n{report.table(header, rows)}")
 
 
