@@ -6,6 +6,7 @@ Serves NVIDIA GPUs from sm_75 on and AMD's; with TRITON_INTERPRET=1, the CPU.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -177,14 +178,8 @@ def launch_select(
     most = next(most for most in PICTURES if most >= B)
     words += [words[0]] * (3 * most - len(words))
 
-    block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
-    block_rows = max(WARPS, min(32, TOKEN_TILE // block_d))
-    per_program = block_rows * max(1, rows // (block_rows * GATHER_PROGRAMS))
-    full_chunks = sub_chunks = 1
-    for p in pictures:
-        full_chunks = max(full_chunks, triton.cdiv(p.full_budget, per_program))
-        # What a sub-image keeps is known to the device alone: an even share of it.
-        sub_chunks = max(sub_chunks, triton.cdiv(p.rest, per_program * max(1, p.R * p.C)))
+    tiles = _tiles(T, D, N, Dh, final[0].itemsize)
+    full_chunks, sub_chunks = _chunks(pictures, rows, tiles["BLOCK_ROWS"])
     from_keys = N > 0
     init_jobs = B * H if from_keys and any(p.rest > 0 for p in pictures) else 0
     heads_jobs = init_jobs + partitions * H if from_keys else 0
@@ -198,8 +193,6 @@ def launch_select(
     workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
     counters = counters_of(most)
     integer = _INTEGERS[features.itemsize]
-    block_dh = max(16, triton.next_power_of_2(Dh)) if from_keys else 1
-    all_n = max(32, triton.next_power_of_2(N)) if from_keys else 1
     select_kernel[(jobs,)](
         features.view(integer), features.stride(0), features.stride(1),
         tokens.view(integer), indices, counts, init, final,
@@ -210,11 +203,31 @@ def launch_select(
         FROM_KEYS=from_keys, PUBLISHED=rules["policy"] == "published",
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
-        BLOCK_T=max(32, triton.next_power_of_2(T)), ALL_N=all_n,
-        BLOCK_N=min(all_n, KEY_TILE_BYTES // (block_dh * final[0].itemsize)), BLOCK_DH=block_dh,
-        BLOCK_ROWS=block_rows, BLOCK_D=block_d, PICTURES=most, COUNTERS=counters,
+        **tiles, PICTURES=most, COUNTERS=counters,
         num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+@functools.cache
+def _tiles(T: int, D: int, N: int, Dh: int, itemsize: int) -> dict[str, int]:
+    """Sizes of the kernel's tensors, powers of two; `itemsize` is that of scores or keys."""
+    block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
+    tiles = {"BLOCK_T": max(32, triton.next_power_of_2(T)), "BLOCK_D": block_d}
+    tiles["BLOCK_ROWS"] = max(WARPS, min(32, TOKEN_TILE // block_d))
+    if N == 0:
+        return {**tiles, "ALL_N": 1, "BLOCK_N": 1, "BLOCK_DH": 1}
+    all_n, block_dh = max(32, triton.next_power_of_2(N)), max(16, triton.next_power_of_2(Dh))
+    block_n = min(all_n, KEY_TILE_BYTES // (block_dh * itemsize))
+    return {**tiles, "ALL_N": all_n, "BLOCK_N": block_n, "BLOCK_DH": block_dh}
+
+
+def _chunks(pictures: list[Picture], rows: int, block_rows: int) -> tuple[int, int]:
+    """Programs that copy a full image's rows, and a sub-image's, of which only the device knows how
+    many there are: an even share is taken for it."""
+    per_program = block_rows * max(1, rows // (block_rows * GATHER_PROGRAMS))
+    full = max(p.full_budget for p in pictures)
+    sub = max(triton.cdiv(p.rest, max(1, p.R * p.C)) for p in pictures)
+    return max(1, triton.cdiv(full, per_program)), max(1, triton.cdiv(sub, per_program))
 
 
 def _rows_from(layer: tuple, row: int) -> tuple:
