@@ -172,15 +172,21 @@ def _without_cuda(op: str) -> Callable[..., object]:
     """For GPUs that the native library has no code for: Triton, or the reason why not."""
 
     def call(features: torch.Tensor, *args: object, **kwargs: object) -> object:
-        if _triton().available and not _INTERPRETED:
+        if _triton().available and not _INTERPRETED and _triton_takes(features.device):
             return _triton().functions[op](features, *args, **kwargs)
         raise RuntimeError(
             f"hired::{op}: features: expected a device that this build serves, got "
-            f"{features.device}: {_cuda().why}; {_triton().why}. "
+            f"{features.device}: {_cuda().why}; {_triton().why or 'Triton does not know it'}. "
             "hired_kernels.backend('reference') serves any"
         )
 
     return call
+
+
+def _triton_takes(device: torch.device) -> bool:
+    """Of several cards one may be too old."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return bool(torch.version.hip) or 10 * major + minor >= TRITON_FROM
 
 
 def _stand_in_for_cuda() -> None:

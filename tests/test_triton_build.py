@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,10 +39,43 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiles_without_spilling(gpu: str, name: str) -> None:
     kernel = kernel_report.triton_kernel(name, gpu)
     assert (kernel.name, kernel.gpu) == (name, gpu)
-    assert kernel.registers <= 128
-    assert kernel.shared <= 1024
+    assert kernel.registers <= (160 if gpu == "gfx1100" else 128)
+    assert kernel.shared <= 48 * 1024
     assert kernel.spill_stores == kernel.spill_loads == 0
     assert not list(kernel.faults())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"T": 2304}, {"T": 4096}, {"grids": (1, 2) * 64}],
+    ids=["2304", "4096", "64 pictures"],
+)
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_large_calls_hardly_spill(op: str, changes: dict[str, Any]) -> None:
+    with triton_report.compiling("sm_90") as compiled:
+        getattr(select_triton, op)(**triton_report.call(op, torch.float16, **changes))
+    log = triton_report.ptxas_log(compiled[0].asm["ptx"], 90)
+    (kernel,) = kernel_report.read_log("triton_kernels", log)
+    assert kernel.registers * 32 * compiled[0].metadata.num_warps <= 65536
+    most = 64 if changes.get("T") == 4096 else 0  # bytes; on four warps they were 1,260
+    assert max(kernel.spill_stores, kernel.spill_loads) <= most
+
+
+@pytest.mark.parametrize(
+    ("beyond", "wide", "bytewise"), [(0, True, False), (2, False, False), (1, False, True)]
+)
+def test_tokens_are_read_as_wide_as_their_address_allows(
+    beyond: int, wide: bool, bytewise: bool
+) -> None:
+    call = triton_report.call("select", torch.float16)
+    storage = torch.zeros(2 * 5 * 1024 + 16, dtype=torch.uint8)
+    features = torch.frombuffer(storage.numpy(), dtype=torch.float16, offset=beyond, count=5 * 1024)
+    call["features"] = features.view(5, 1, 1024).expand(5, 576, 1024)
+    with triton_report.compiling("sm_90") as compiled:
+        select_triton.select(**call)
+    ptx = compiled[0].asm["ptx"]
+    assert ("ld.global.v4.b32" in ptx) == wide
+    assert ("ld.global.b8" in ptx) == bytewise
 
 
 @pytest.mark.parametrize("op", ["select", "select_qk"])
@@ -100,6 +134,22 @@ def test_what_is_written_is_read_only_after_a_barrier_and_a_release() -> None:
                 assert any("bar.sync" in line for line in before)
             if kind == "acquire.b32":
                 assert any("bar.sync" in line for line in after)
+
+
+@pytest.mark.parametrize("gpu", ["gfx90a", "gfx942"])
+def test_each_wave_of_gfx9_waits_for_its_own_stores(gpu: str) -> None:
+    """There a barrier does not wait for them, and a release covers those of one wave alone."""
+    assembly = triton_report.compile_call("select_qk<float16, exact>", gpu).asm["amdgcn"]
+    lines = [line.strip() for line in assembly.splitlines()]
+    drained = [
+        i for i, line in enumerate(lines) if line == ";;#ASMSTART" and "vmcnt" in lines[i + 1]
+    ]
+    barriers = set()
+    for i in drained:
+        barrier = lines.index("s_barrier", i)
+        assert not any("store" in line for line in lines[i:barrier])
+        barriers.add(barrier)
+    assert len(barriers) >= 4, "the heads, the weights, the choices, the last word"
 
 
 def test_without_a_gpu_the_table_says_so() -> None:

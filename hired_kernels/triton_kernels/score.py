@@ -71,7 +71,7 @@ def softmax_of_head(
     """probabilities [N]: one head's attention of query [Dh] to key [N, Dh], rows stride_n apart."""
     d = tl.arange(0, BLOCK_DH)
     q = tl.load(query + d, mask=d < Dh, other=0.0).to(tl.float32)  # [BLOCK_DH]
-    for start in range(0, N, BLOCK_N):
+    for start in tl.range(0, N, BLOCK_N, num_stages=3):  # two tiles ahead
         n = start + tl.arange(0, BLOCK_N)
         rows = key + n[:, None].to(tl.int64) * stride_n + d[None, :]  # [BLOCK_N, BLOCK_DH]
         k = tl.load(rows, mask=(n < N)[:, None] & (d < Dh)[None, :], other=0.0).to(tl.float32)

@@ -46,7 +46,7 @@ from .tickets import (
 def heads_job(
     layer, row, score_row, h, scale, probabilities, counter,
     H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
-    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
     """One head of a layer's row, into probabilities [score rows, H, N]."""
     query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
@@ -62,7 +62,7 @@ def heads_job(
         BLOCK_N,
         BLOCK_DH,
     )
-    arrive(counter)
+    arrive(counter, DRAIN)
 
 
 @triton.jit
@@ -177,7 +177,7 @@ def select_kernel(
     FROM_KEYS: tl.constexpr, PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
     BLOCK_T: tl.constexpr, ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    PICTURES: tl.constexpr, COUNTERS: tl.constexpr,
+    PICTURES: tl.constexpr, COUNTERS: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
     kept_lists, row_counts = workspace, workspace + partitions * T
     shares = row_counts + partitions * SIDE
@@ -196,6 +196,7 @@ def select_kernel(
                 heads_job(
                     init, row, partitions + b, h, scale, probabilities,
                     counter_of(counters, b, HEADS_INIT), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                    DRAIN,
                 )  # fmt: skip
     elif job < heads_jobs:
         if FROM_KEYS:
@@ -204,6 +205,7 @@ def select_kernel(
             heads_job(
                 final, p, p, h, scale, probabilities,
                 counter_of(counters, b, HEADS_FINAL), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                DRAIN,
             )  # fmt: skip
     elif job < heads_jobs + count:
         b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
@@ -217,7 +219,7 @@ def select_kernel(
             keys = row_keys(init, row, partitions + b, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
             given = allocate(box, budgets, keys, counted, T, SIDE, BLOCK_T, PUBLISHED)
         tl.store(shares + first_partition_of(budgets) + 1 + i, given, mask=i < R * C)
-        arrive(counter_of(counters, b, WEIGHED))
+        arrive(counter_of(counters, b, WEIGHED), DRAIN)
     elif job < heads_jobs + count + partitions:
         p = job - heads_jobs - count
         b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
@@ -231,7 +233,7 @@ def select_kernel(
             shares + first_partition_of(budgets) + 1, kept_lists + p.to(tl.int64) * T,
             row_counts + p * SIDE, counts + p, T, SIDE, BLOCK_T, PUBLISHED, RASTER,
         )  # fmt: skip
-        arrive(counter_of(counters, b, CHOSEN))
+        arrive(counter_of(counters, b, CHOSEN), DRAIN)
     else:
         job -= heads_jobs + count + partitions
         b, box, budgets, place = find_picture(
@@ -273,4 +275,4 @@ def select_kernel(
                 first_row_of(place) + output_rows_of(budgets), chunk, chunks,
                 D, BLOCK_ROWS, BLOCK_D,
             )  # fmt: skip
-    leave(counters, COUNTERS)
+    leave(counters, COUNTERS, DRAIN)

@@ -160,7 +160,7 @@ def launch_select(
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
     """One launch: `pictures`, the `first`-th of the batch and those after it."""
-    P, T, D = features.shape
+    P, T, _ = features.shape
     H, N, Dh = layers.H, layers.N, layers.Dh
     B, p0, row0 = len(pictures), pictures[0].first_partition, pictures[0].first_row
     last = pictures[-1]
@@ -178,7 +178,10 @@ def launch_select(
     most = next(most for most in PICTURES if most >= B)
     words += [words[0]] * (3 * most - len(words))
 
-    tiles = _tiles(T, D, N, Dh, final[0].itemsize)
+    # Copied as integers of the element's size, or of what the address is a multiple of.
+    integer = _INTEGERS[math.gcd(features.itemsize, features.data_ptr())]
+    features, tokens = features.view(integer), tokens.view(integer)
+    tiles = _tiles(T, features.shape[2], N, Dh, final[0].itemsize)
     full_chunks, sub_chunks = _chunks(pictures, rows, tiles["BLOCK_ROWS"])
     from_keys = N > 0
     init_jobs = B * H if from_keys and any(p.rest > 0 for p in pictures) else 0
@@ -192,19 +195,17 @@ def launch_select(
     words_of_workspace = partitions * (T + side + 1) + score_rows * H * N
     workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
     counters = counters_of(most)
-    integer = _INTEGERS[features.itemsize]
     select_kernel[(jobs,)](
-        features.view(integer), features.stride(0), features.stride(1),
-        tokens.view(integer), indices, counts, init, final,
+        features, features.stride(0), features.stride(1), tokens, indices, counts, init, final,
         workspace, _counters(device, counters), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, rules["counted"], full_chunks, sub_chunks,
         layers.scale,
-        T=T, SIDE=side, D=D, H=H, N=N, Dh=Dh,
+        T=T, SIDE=side, D=features.shape[2], H=H, N=N, Dh=Dh,
         FROM_KEYS=from_keys, PUBLISHED=rules["policy"] == "published",
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
-        **tiles, PICTURES=most, COUNTERS=counters,
-        num_warps=WARPS, enable_fp_fusion=True,
+        **tiles, PICTURES=most, COUNTERS=counters, DRAIN=_needs_drain(device),
+        num_warps=_warps(tiles["BLOCK_T"]), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -219,6 +220,19 @@ def _tiles(T: int, D: int, N: int, Dh: int, itemsize: int) -> dict[str, int]:
     all_n, block_dh = max(32, triton.next_power_of_2(N)), max(16, triton.next_power_of_2(Dh))
     block_n = min(all_n, KEY_TILE_BYTES // (block_dh * itemsize))
     return {**tiles, "ALL_N": all_n, "BLOCK_N": block_n, "BLOCK_DH": block_dh}
+
+
+def _warps(block_t: int) -> int:
+    """Programs that hold more patches take more threads: 4,096 on four warps spill 1 KB each."""
+    return WARPS * max(1, block_t // 1024)
+
+
+@functools.cache
+def _needs_drain(device: torch.device) -> bool:
+    """See tickets.all_stored."""
+    if device.type != "cuda" or not torch.version.hip:
+        return False
+    return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx9")
 
 
 def _chunks(pictures: list[Picture], rows: int, block_rows: int) -> tuple[int, int]:
@@ -249,12 +263,13 @@ def _on(device: torch.device) -> AbstractContextManager:
 
 @dataclass
 class _Counters:
-    of_stream: dict[int, Tensor] = field(default_factory=dict)
-    store: Tensor | None = None
-    taken: int = 0
+    of_stream: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    stores: list[Tensor] = field(default_factory=list)  # the last is in use, graphs hold the others
+    taken: int = 0  # words of the last
 
 
 _STORE = 1 << 18  # words, 1 MB a device: 32,768 launches of one picture
+_PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, a stream for each thread
 _counters_of: dict[int, _Counters] = {}
 _lock = threading.Lock()
 
@@ -263,27 +278,40 @@ def _zeros(device: torch.device, words: int) -> Tensor:
     return torch.zeros(words, dtype=torch.int32, device=device)
 
 
+def _lasting_zeros(device: torch.device, words: int) -> Tensor:
+    """Zeros that outlive any memory pool, ready for every stream.
+
+    torch.compile's graphs have the memory of a thread's calls taken from a pool of theirs, and
+    overwrite in it what they do not know of. So another thread asks, on a stream of its own.
+    """
+    made = []
+
+    def make() -> None:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            made.append(_zeros(device, words))
+            torch.cuda.current_stream(device).synchronize()
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 def _counters(device: torch.device, words: int) -> Tensor:
     if device.type != "cuda":
         return _zeros(device, words)
-    stream = torch.cuda.current_stream(device)
+    handle = torch.cuda.current_stream(device).cuda_stream
+    stream = handle, threading.get_ident() if handle == _PER_THREAD_STREAM else 0
     with _lock:
         mine = _counters_of.setdefault(device.index, _Counters())
         if torch.cuda.is_current_stream_capturing():
-            if mine.store is None or mine.taken + words > _STORE:
+            if not mine.stores or mine.taken + words > _STORE:
                 return _zeros(device, words)  # by the graph itself, a node more
             mine.taken += words
-            return mine.store[mine.taken - words : mine.taken]
-        counters = mine.of_stream.get(stream.cuda_stream)
-        if counters is None:
-            counters = mine.of_stream[stream.cuda_stream] = _zeros(
-                device, counters_of(PICTURES[-1])
-            )
-        if mine.store is None or mine.taken > _STORE // 2:
-            mine.store, mine.taken = _zeros(device, _STORE), 0
-            stream.synchronize()  # any stream may use it
-            _stores.append(mine.store)  # graphs go on using it
-    return counters
-
-
-_stores: list[Tensor] = []
+            return mine.stores[-1][mine.taken - words : mine.taken]
+        if stream not in mine.of_stream:
+            mine.of_stream[stream] = _lasting_zeros(device, counters_of(PICTURES[-1]))
+        if not mine.stores or mine.taken > _STORE // 2:
+            mine.stores.append(_lasting_zeros(device, _STORE))
+            mine.taken = 0
+        return mine.of_stream[stream]

@@ -35,9 +35,24 @@ def draw_ticket(counters):
 
 
 @triton.jit
-def arrive(counter):
+def all_stored(DRAIN: tl.constexpr):
+    """Until the stores of all threads of the program are where one thread can publish them.
+
+    With DRAIN, for AMD's gfx9, each wave waits for its own first: there a barrier does not, and a
+    release by one wave covers no other's.
+    """
+    if DRAIN:
+        lanes = tl.arange(0, 1024)  # of every wave some
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)", "=v,0,~{memory}", [lanes], tl.int32, is_pure=False, pack=1
+        )
+    tl.debug_barrier()
+
+
+@triton.jit
+def arrive(counter, DRAIN: tl.constexpr):
     """Publish what this program wrote, and count it."""
-    tl.debug_barrier()  # the stores of all its threads, before the one that counts
+    all_stored(DRAIN)
     tl.atomic_add(counter, 1, sem="release")
 
 
@@ -49,7 +64,7 @@ def wait_for(counter, arrivals):
 
 
 @triton.jit
-def leave(counters, COUNTERS: tl.constexpr):
-    tl.debug_barrier()
+def leave(counters, COUNTERS: tl.constexpr, DRAIN: tl.constexpr):
+    all_stored(DRAIN)
     if tl.atomic_add(counters + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         tl.store(counters + tl.arange(0, COUNTERS), 0)
