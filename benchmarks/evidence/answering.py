@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: teaches projector and language model to answer, over a tower that stays as it is.
+
+Several questions are asked about one picture at once: each sees the picture's tokens and itself,
+and stands where it would if it were the only one. In some steps the language model gets a random
+share of the tokens, uniformly drawn, so that prompts with tokens missing are nothing new to it and
+no way of choosing them is favoured.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from pictures import draw_scene, draw_size, paint
+from questions import KINDS, WORDS, Question, ask
+from tiles import layout_of, partitions
+from torch import Tensor, nn
+from torch.nn import functional
+
+import hired_kernels
+from hired_kernels.models import vision_tower
+
+_LENGTH = 9  # words of the longest question
+_PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")
+
+
+def loss(
+    model: nn.Module, rng: np.random.Generator, pictures: int, each: int, most: int | None
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of `each` questions of each kind about each picture, and the shares answered right."""
+    size = draw_size(rng)
+    scenes = [draw_scene(rng, size, most) for _ in range(pictures)]
+    pixels = partitions(paint(rng, scenes))
+    asked = [ask(rng, scene, each) for scene in scenes]
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = features(model.model.vision_tower, pixels)
+        tokens = tokens[:, raster_order(*size)]
+        share = 1.0 if rng.random() < 0.5 else rng.uniform(0.1, 1)
+        if share < 1:
+            kept = rng.random(tokens.shape[:2]).argsort(axis=1)[:, : int(share * tokens.shape[1])]
+            kept = torch.from_numpy(np.sort(kept, axis=1))
+            tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+        logits = answers(model, model.model.multi_modal_projector(tokens), asked)
+    labels = torch.tensor([[WORDS.index(each.answer) for each in row] for row in asked])
+    total = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    told = {}
+    if share == 1:
+        right = (logits.argmax(dim=2) == labels).float().mean(dim=0).unflatten(0, (len(KINDS), -1))
+        told = dict(zip(KINDS, right.mean(dim=1).tolist(), strict=True))
+    return total, told
+
+
+@torch.no_grad()
+def features(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """What LLaVA reads: (B, P, 3, TILE, TILE) -> (B, P * T, D), partition after partition."""
+    encoded = vision_tower.begin(tower, pixels.flatten(0, 1))
+    tokens = vision_tower.finish_all(tower, encoded)[:, 1:]
+    return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2).float()
+
+
+@cache
+def raster_order(height: int, width: int) -> Tensor:
+    """All tokens of a picture that are not padding, as LLaVA-NeXT packs them."""
+    layout = layout_of(height, width)
+    flat = torch.zeros(layout.partitions, 1, layout.tokens)
+    kept = hired_kernels.select(
+        flat.mT, flat, flat, grids=[layout.grid], budget=1.0, crops=[layout.crop]
+    )
+    return kept.indices
+
+
+def answers(model: nn.Module, tokens: Tensor, asked: list[list[Question]]) -> Tensor:
+    """Logits (B, questions, words) after each question, given projected tokens (B, K, width)."""
+    (B, K), count = tokens.shape[:2], len(asked[0])
+    words = torch.full((B, count, _LENGTH), _PAD)
+    ends = torch.empty(B, count, dtype=torch.long)
+    for b, row in enumerate(asked):
+        for number, question in enumerate(row):
+            ids = [WORDS.index(word) for word in question.text.split()]
+            words[b, number, : len(ids)] = torch.tensor(ids)
+            ends[b, number] = 1 + K + number * _LENGTH + len(ids) - 1
+    words = torch.cat((torch.full((B, 1), _BOS), words.flatten(1)), dim=1)
+    embedded = model.get_input_embeddings()(words).to(tokens.dtype)
+    inputs = torch.cat((embedded[:, :1], tokens, embedded[:, 1:]), dim=1)
+    mask, positions = _mask(K, count)
+    hidden = model.model.language_model(
+        inputs_embeds=inputs,
+        attention_mask=mask.expand(B, -1, -1, -1).to(inputs.dtype),
+        position_ids=positions.expand(B, -1),
+        use_cache=False,
+    ).last_hidden_state
+    last = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[2]))
+    return model.lm_head(last).float()
+
+
+@cache
+def _mask(K: int, count: int) -> tuple[Tensor, Tensor]:
+    """Who sees whom, as what is added to scores (1, 1, S, S), and positions (1, S)."""
+    question = torch.cat((torch.full((1 + K,), -1), torch.arange(count * _LENGTH) // _LENGTH))
+    position = torch.cat((torch.arange(1 + K), 1 + K + torch.arange(count * _LENGTH) % _LENGTH))
+    sees = (question[:, None] == question) | (question == -1)
+    sees &= torch.ones_like(sees).tril()
+    hidden = torch.zeros(sees.shape).masked_fill(~sees, float("-inf"))
+    return hidden[None, None], position[None]
