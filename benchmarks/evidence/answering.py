@@ -29,14 +29,14 @@ _PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")
 def loss(
     model: nn.Module, rng: np.random.Generator, pictures: int, each: int, most: int | None
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of `each` questions of each kind about each picture, and the shares answered right."""
+    """The loss of `each` questions of each kind on each picture, and the shares answered right."""
     size = draw_size(rng)
     scenes = [draw_scene(rng, size, most) for _ in range(pictures)]
     pixels = partitions(paint(rng, scenes))
     asked = [ask(rng, scene, each) for scene in scenes]
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = features(model.model.vision_tower, pixels)
-        tokens = tokens[:, raster_order(*size)]
+        tower = model.model.vision_tower
+        tokens = features(tower, begin(tower, pixels), pictures)[:, raster_order(*size)]
         share = 1.0 if rng.random() < 0.5 else rng.uniform(0.1, 1)
         if share < 1:
             kept = rng.random(tokens.shape[:2]).argsort(axis=1)[:, : int(share * tokens.shape[1])]
@@ -53,11 +53,17 @@ def loss(
 
 
 @torch.no_grad()
-def features(tower: nn.Module, pixels: Tensor) -> Tensor:
-    """What LLaVA reads: (B, P, 3, TILE, TILE) -> (B, P * T, D), partition after partition."""
-    encoded = vision_tower.begin(tower, pixels.flatten(0, 1))
+def begin(tower: nn.Module, pixels: Tensor) -> vision_tower.Encoded:
+    """The tower on (B, P, 3, TILE, TILE), up to what is selected by."""
+    full_images = range(0, pixels.shape[0] * pixels.shape[1], pixels.shape[1])
+    return vision_tower.begin(tower, pixels.flatten(0, 1), full_images=full_images)
+
+
+@torch.no_grad()
+def features(tower: nn.Module, encoded: vision_tower.Encoded, pictures: int) -> Tensor:
+    """What LLaVA reads of all patches, (pictures, P * T, D), partition after partition."""
     tokens = vision_tower.finish_all(tower, encoded)[:, 1:]
-    return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2).float()
+    return tokens.unflatten(0, (pictures, -1)).flatten(1, 2).float()
 
 
 @cache

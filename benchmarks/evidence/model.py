@@ -97,6 +97,11 @@ def build_processor() -> LlavaNextProcessor:
     )
 
 
+def load(folder: Path) -> LlavaNextForConditionalGeneration:
+    """A checkpoint in float32, to be run."""
+    return LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def save(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
     """A checkpoint as transformers saves it, in float16."""
     model.to(torch.float16).save_pretrained(folder)

@@ -63,7 +63,10 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture of height x width pixels shows: no two signs share colour and shape, or digit."""
+    """What a picture of height x width pixels shows.
+
+    No two signs share their digit, or both colour and shape.
+    """
 
     height: int
     width: int
@@ -77,8 +80,10 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int], most: int | None = None) -> Scene:
-    """A scene with 1 to `most` signs, at most 10; without `most` 6 in a picture of four tiles, fewer
-    in a smaller one."""
+    """A scene with 1 to `most` signs, at most 10.
+
+    Without `most` it is 6 in a picture of four tiles, fewer in a smaller one.
+    """
     height, width = size
     rows, cols = height // PATCH, width // PATCH
     most = min(10, max(2, rows * cols // 40) if most is None else most)
@@ -112,7 +117,7 @@ def paint(rng: np.random.Generator, scenes: list[Scene]) -> np.ndarray:
             _stamp(picture, mask, place + (PATCH - _SHAPE + 1) // 2 - 1 + shift, colour)
             mask = digit_masks()[sign.digit]
             shift = rng.integers(-_DIGIT_SHIFT, _DIGIT_SHIFT + 1, 2)
-            _stamp(picture, mask, place + (3 + shift[0], PATCH + 4 + shift[1]), np.array(INK))
+            _stamp(picture, mask, place + np.array([3, PATCH + 4]) + shift, np.array(INK))
     return canvas
 
 
@@ -165,7 +170,7 @@ def _stretch(length: int) -> np.ndarray:
 
 @cache
 def _scribbles() -> np.ndarray:
-    """Sheets of faint lines, arcs and grey digits, (12, 640, 640) float32 around 0; always the same."""
+    """Sheets of faint lines, arcs and digits, (12, 640, 640) float32 around 0, always the same."""
     rng, size, sheets = np.random.default_rng(12), 640, []
     for _ in range(12):
         sheet = Image.new("L", (size, size), 128)

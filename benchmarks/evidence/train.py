@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import answering
+import card
 import model as small
 import numpy as np
 import seeing
@@ -32,22 +33,23 @@ def main() -> None:
     """Train, and save the checkpoint with what its card says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tower-steps", type=int, default=4000)
+    parser.add_argument("--tower-steps", type=int, default=2000)
     parser.add_argument("--answer-steps", type=int, default=4000)
     parser.add_argument("--pictures", type=int, default=12, help="of a step (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=3, help="of each kind about a picture")
     parser.add_argument("--work", type=Path, default=Path("out/evidence"))
+    parser.add_argument("--out", type=Path, default=small.CHECKPOINT, help="the checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="more gain little here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     model = small.build(options.seed)
-    train_tower(model, options)
-    train_answers(model, options)
+    minutes = train_tower(model, options) + train_answers(model, options)
+    card.write(model, options, minutes)
 
 
-def train_tower(model: nn.Module, options: argparse.Namespace) -> None:
-    """Stage 1."""
+def train_tower(model: nn.Module, options: argparse.Namespace) -> float:
+    """Stage 1; returns its minutes."""
     tower = model.model.vision_tower
     heads = seeing.Heads(small.D, small.LAYERS)
 
@@ -56,11 +58,11 @@ def train_tower(model: nn.Module, options: argparse.Namespace) -> None:
         return seeing.loss(tower, heads, seeing.draw(rng, options.pictures, most=10))
 
     parts = nn.ModuleDict({"tower": tower, "heads": heads})
-    _run("tower", parts, step, options.tower_steps, 1e-3, options.work)
+    return _run("tower", parts, step, options.tower_steps, 1e-3, options.work)
 
 
-def train_answers(model: nn.Module, options: argparse.Namespace) -> None:
-    """Stage 2: first with few signs in a picture."""
+def train_answers(model: nn.Module, options: argparse.Namespace) -> float:
+    """Stage 2, at first with few signs in a picture; returns its minutes."""
     model.model.vision_tower.requires_grad_(False)
     parts = nn.ModuleDict(
         {
@@ -75,7 +77,7 @@ def train_answers(model: nn.Module, options: argparse.Namespace) -> None:
         most = 2 if number < options.answer_steps // 10 else None
         return answering.loss(model, rng, options.pictures, options.questions, most)
 
-    _run("answers", parts, step, options.answer_steps, 1e-3, options.work)
+    return _run("answers", parts, step, options.answer_steps, 1e-3, options.work)
 
 
 def _run(
