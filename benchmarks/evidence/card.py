@@ -90,7 +90,7 @@ there to find out which visual tokens a model needs, and for the demo; it knows 
 | tower | CLIP with CLS: {facts["tower"]["layers"]} layers of width {facts["tower"]["width"]}, {facts["tower"]["heads"]} heads, tiles of 112 pixels, patches of 14 (T = 64); feature layer -2 |
 | language model | Llama: {facts["language_model"]["layers"]} layers of width {facts["language_model"]["width"]}, a word a token |
 | data | grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count. Drawn anew in every step |
-| stage 1 | the tower: CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
+| stage 1 | the tower: CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
 | stage 2 | projector and language model over the frozen tower: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each; half of them with a uniformly random share of the tokens |
 | seed | {facts["seed"]} |
 | took | {facts["minutes"]:.0f} minutes, {facts["machine"]}, PyTorch {facts["torch"]}, {facts["date"][:10]} |

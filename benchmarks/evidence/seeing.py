@@ -5,7 +5,8 @@ From the CLS token alone, linear heads have to say which shapes in which colours
 digits, and which digit stands beside which shape. There is a head after every layer, the first
 included: what CLS has not collected by then it cannot tell, so attention at the initial layer and
 at the feature layer has to fall on what matters. A head on the patches of the feature layer says
-what each of them shows, so that digits are read within minutes.
+what each of them shows and what stands beside it, so that digits are read, and known to belong to a
+shape, within minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Batch:
     """Partitions (P, 3, TILE, TILE) and what they show.
 
     looks (P, LOOKS), digits (P, 10): 0 or 1. beside (P, LOOKS): the digit beside it, -1 where there
-    is none. patches (P, T): what each shows. Of full images, where no digit can be read, digits are
+    is none. patches (P, T): what each shows; neighbours (P, T): the digit beside a shape, the look
+    beside a digit, -1 of other patches. Of full images, where no digit can be read, digits are
     not asked: `sharp` (P,) bool, and -1 in patches.
     """
 
@@ -38,6 +40,7 @@ class Batch:
     digits: Tensor
     beside: Tensor
     patches: Tensor
+    neighbours: Tensor
     sharp: Tensor
 
 
@@ -51,6 +54,7 @@ class Heads(nn.Module):
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs)) for _ in range(layers)
         )
         self.patches = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NOTHING + 1))
+        self.neighbours = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NOTHING))
 
 
 def draw(rng: np.random.Generator, pictures: int, most: int) -> Batch:
@@ -63,14 +67,16 @@ def draw(rng: np.random.Generator, pictures: int, most: int) -> Batch:
     beside = torch.full((pictures, P, LOOKS), -1)
     patches = torch.full((pictures, P, SIDE * SIDE), NOTHING)
     patches[:, 0] = -1
+    neighbours = torch.full_like(patches, -1)
     for b, scene in enumerate(scenes):
         for p, t, look, digit in _placed(scene):
             looks[b, 0, look] = looks[b, p, look] = 1
             digits[b, p, digit], beside[b, p, look] = 1, digit
             patches[b, p, t], patches[b, p, t + 1] = look, LOOKS + digit
+            neighbours[b, p, t], neighbours[b, p, t + 1] = LOOKS + digit, look
     sharp = torch.ones(pictures, P, dtype=torch.bool)
     sharp[:, 0] = False
-    labels = (looks, digits, beside, patches, sharp)
+    labels = (looks, digits, beside, patches, neighbours, sharp)
     return Batch(pixels.flatten(0, 1), *(label.flatten(0, 1) for label in labels))
 
 
@@ -86,6 +92,11 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
         seen.flatten(0, 1), batch.patches.flatten(), weight, ignore_index=-1
     )
     told = {}
+    asked = batch.neighbours >= 0
+    beside = heads.neighbours(states[features + 1][:, 1:].float()[asked])
+    total = total + 2 * functional.cross_entropy(beside, batch.neighbours[asked])
+    right = beside.argmax(dim=1) == batch.neighbours[asked]
+    told["neighbours"] = right.float().mean().item()
     for number, head in enumerate(heads.cls):
         cls = states[number + 1][:, 0].float()
         if number == len(heads.cls) - 1:

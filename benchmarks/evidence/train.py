@@ -55,7 +55,8 @@ def train_tower(model: nn.Module, options: argparse.Namespace) -> float:
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((options.seed, 1, number))
-        return seeing.loss(tower, heads, seeing.draw(rng, options.pictures, most=10))
+        batch = seeing.draw(rng, options.pictures, most=10)
+        return seeing.loss(tower, heads, batch)
 
     parts = nn.ModuleDict({"tower": tower, "heads": heads})
     return _run("tower", parts, step, options.tower_steps, 1e-3, options.work)
