@@ -14,17 +14,19 @@ SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_c
 EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize lint format test-gpu bench bench-cpu bench-model wheel pascal-compiler \
+.PHONY: help setup demo test test-sanitize lint format test-gpu bench bench-cpu bench-model evidence train-evidence wheel pascal-compiler \
   kernel-report clean
 
 help:
-	@echo "make demo           the method on a photograph; writes hired_demo.png"
+	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
+	@echo "make evidence       accuracy against budget, with the trained model that comes along"
+	@echo "make train-evidence trains that model: about 40 minutes on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
@@ -112,6 +114,12 @@ bench-cpu: setup
 bench-model:
 	tools/test_gpu.sh build
 	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_model.py --size 7b
+
+evidence: setup
+	$(BIN)/python benchmarks/evidence/evaluate.py
+
+train-evidence: setup
+	$(BIN)/python benchmarks/evidence/train.py
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

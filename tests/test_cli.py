@@ -2,8 +2,8 @@
 """The command line, as a user meets it: `info`, `demo` and `bench`.
 
 The demo runs on the picture and the model that come along, and on the photograph with the smallest
-random tower; what it draws is held to what it counts. Whatever a user can get wrong ends in one line
-on stderr and exit code 2.
+random tower; what it draws is held to what it counts. Whatever a user can get wrong ends in one
+line on stderr and exit code 2.
 """
 
 import dataclasses
