@@ -33,8 +33,8 @@ def main() -> None:
     """Train, and save the checkpoint with what its card says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tower-steps", type=int, default=2000)
-    parser.add_argument("--answer-steps", type=int, default=4000)
+    parser.add_argument("--tower-steps", type=int, default=1400)
+    parser.add_argument("--answer-steps", type=int, default=2400)
     parser.add_argument("--pictures", type=int, default=12, help="of a step (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=3, help="of each kind about a picture")
     parser.add_argument("--work", type=Path, default=Path("out/evidence"))
