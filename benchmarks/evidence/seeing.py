@@ -69,7 +69,7 @@ def draw(rng: np.random.Generator, pictures: int, most: int) -> Batch:
     patches[:, 0] = -1
     neighbours = torch.full_like(patches, -1)
     for b, scene in enumerate(scenes):
-        for p, t, look, digit in _placed(scene):
+        for p, t, look, digit in placed(scene):
             looks[b, 0, look] = looks[b, p, look] = 1
             digits[b, p, digit], beside[b, p, look] = 1, digit
             patches[b, p, t], patches[b, p, t + 1] = look, LOOKS + digit
@@ -120,7 +120,7 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
     return total, told
 
 
-def _placed(scene: Scene) -> list[tuple[int, int, int, int]]:
+def placed(scene: Scene) -> list[tuple[int, int, int, int]]:
     """Of each sign: its sub-image, the patch of its shape there, its look, its digit."""
     layout, placed = layout_of(scene.height, scene.width), []
     for sign in scene.signs:

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tower-steps", type=int, default=1400)
     parser.add_argument("--answer-steps", type=int, default=2400)
+    parser.add_argument("--short-steps", type=int, default=1500, help="the first of these")
     parser.add_argument("--pictures", type=int, default=12, help="of a step (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=3, help="of each kind about a picture")
     parser.add_argument("--work", type=Path, default=Path("out/evidence"))
@@ -63,7 +64,7 @@ def train_tower(model: nn.Module, options: argparse.Namespace) -> float:
 
 
 def train_answers(model: nn.Module, options: argparse.Namespace) -> float:
-    """Stage 2, at first with few signs in a picture; returns its minutes."""
+    """Stage 2, at first with short prompts; returns its minutes."""
     model.model.vision_tower.requires_grad_(False)
     parts = nn.ModuleDict(
         {
@@ -75,8 +76,8 @@ def train_answers(model: nn.Module, options: argparse.Namespace) -> float:
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((options.seed, 2, number))
-        most = 2 if number < options.answer_steps // 10 else None
-        return answering.loss(model, rng, options.pictures, options.questions, most)
+        short = number < options.short_steps
+        return answering.loss(model, rng, options.pictures, options.questions, short=short)
 
     return _run("answers", parts, step, options.answer_steps, 1e-3, options.work)
 
