@@ -5,6 +5,9 @@ Several questions are asked about one picture at once: each sees the picture's t
 and stands where it would if it were the only one. The first steps have short prompts. In half of
 the others the language model gets a random share of the tokens, uniformly drawn, so that prompts
 with tokens missing are nothing new to it and no way of choosing them is favoured.
+
+The projector has to bring what a patch shows to the embeddings of the words for it, as the first
+stage of LLaVA's own training does: a word of a question then finds its patch.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from functools import cache
 import numpy as np
 import torch
 from pictures import SIDE, Scene, draw_scene, draw_size, paint
-from questions import KINDS, WORDS, Question, ask
+from questions import ANSWERS, KINDS, WORDS, Question, ask
 from seeing import placed
 from tiles import layout_of, partitions
 from torch import Tensor, nn
@@ -42,17 +45,41 @@ def loss(
     with torch.autocast("cpu", torch.bfloat16):
         tower = model.model.vision_tower
         tokens = features(tower, begin(tower, pixels), pictures)[:, raster_order(*size)]
+        shown = _shown(scenes)
         kept = _some(rng, scenes, short)
         if kept is not None:
             tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-        logits = answers(model, model.model.multi_modal_projector(tokens), asked)
+            shown = shown.gather(1, kept[..., None].expand(-1, -1, shown.shape[2]))
+        projected = model.model.multi_modal_projector(tokens)
+        logits = answers(model, projected, asked)
     labels = torch.tensor([[WORDS.index(each.answer) for each in row] for row in asked])
     total = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    embedded = model.get_input_embeddings().weight[[WORDS.index(word) for word in ANSWERS]]
+    sharp = shown[..., 0] >= 0
+    total = total + len(ANSWERS) * functional.binary_cross_entropy_with_logits(
+        (projected.float() @ embedded.T)[sharp], shown[sharp]
+    )
     told = {}
     if kept is None or short:
         right = (logits.argmax(dim=2) == labels).float().mean(dim=0).unflatten(0, (len(KINDS), -1))
         told = dict(zip(KINDS, right.mean(dim=1).tolist(), strict=True))
     return total, told
+
+
+def _shown(scenes: list[Scene]) -> Tensor:
+    """Which of ANSWERS each token is about, in raster order: (B, V, ANSWERS) 0 or 1.
+
+    Both patches of a sign are about its colour, its shape and its digit. -1 in full images.
+    """
+    order = raster_order(scenes[0].height, scenes[0].width).tolist()
+    shown = torch.zeros(len(scenes), len(order), len(ANSWERS))
+    shown[:, : SIDE * SIDE] = -1
+    for b, scene in enumerate(scenes):
+        for (p, t, _, _), sign in zip(placed(scene), scene.signs, strict=True):
+            words = [ANSWERS.index(word) for word in (sign.colour, sign.shape, str(sign.digit))]
+            for patch in (t, t + 1):
+                shown[b, order.index(p * SIDE * SIDE + patch), words] = 1
+    return shown
 
 
 def _some(rng: np.random.Generator, scenes: list[Scene], short: bool) -> Tensor | None:
