@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against budget: which way of choosing K tokens answers most questions right.
 
-    python benchmarks/evidence/evaluate.py            # ten minutes on a core; docs/evidence.*
+    python benchmarks/evidence/evaluate.py            # five minutes on two cores; docs/evidence.*
     python benchmarks/evidence/evaluate.py --quick    # a few pictures; prints only
 
 Pictures and questions come from seeds that training does not use. The tower runs once a picture;
@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +95,39 @@ def right(
     return results
 
 
+def _cases(folder: Path, batch: tuple[int, Group]) -> list[dict[str, Any]]:
+    """What every contender gets right in a batch of pictures, as it is written down."""
+    torch.set_num_threads(1)
+    (seed, group), cases = batch, []
+    found = right(_loaded(folder), group, list(CONTENDERS), BUDGETS, seed)
+    for (name, share), matrix in found.items():
+        case = {"seed": seed, "size": list(group.pictures.shape[1:3]), "contender": name}
+        case["budget"] = share
+        case["right"] = dict(zip(KINDS, matrix.T.astype(int).tolist(), strict=True))
+        cases.append(case)
+    return cases
+
+
+@cache
+def _loaded(folder: Path) -> torch.nn.Module:
+    return small.load(folder)
+
+
 def main() -> None:
     """Evaluate, and write docs/evidence.md, its plot, and the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", type=Path, default=small.CHECKPOINT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=200, help="of a seed, four questions each")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--quick", action="store_true", help="one seed of 40 pictures; prints only")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     seeds, count = (1, 40) if options.quick else (options.seeds, options.pictures)
-    model = small.load(options.model)
     batches = [(seed, group) for seed in range(seeds) for group in groups(seed, count)]
-    cases = []
-    for seed, group in tqdm(batches, desc="pictures", unit="batch"):
-        for (name, share), matrix in right(model, group, list(CONTENDERS), BUDGETS, seed).items():
-            case = {"seed": seed, "size": list(group.pictures.shape[1:3]), "contender": name}
-            case["budget"] = share
-            case["right"] = dict(zip(KINDS, matrix.T.astype(int).tolist(), strict=True))
-            cases.append(case)
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        found = pool.map(partial(_cases, options.model), batches)
+        bar = tqdm(found, desc="pictures", unit="batch", total=len(batches))
+        cases = [case for batch in bar for case in batch]
     write(cases, quick=options.quick)
 
 
