@@ -92,7 +92,7 @@ there to find out which visual tokens a model needs, and for the demo; it knows 
 | language model | Llama: {facts["language_model"]["layers"]} layers of width {facts["language_model"]["width"]}, a word a token |
 | data | grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count. Drawn anew in every step |
 | stage 1 | the tower: CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
-| stage 2 | projector and language model over the frozen tower: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show signs and a few random others; then half with all tokens, half with a random share of them, uniformly drawn |
+| stage 2 | projector and language model over the frozen tower, from patches to words and from questions to answers: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show signs and a few random others; then half with all tokens, half with a random share of them, uniformly drawn |
 | seed | {facts["seed"]} |
 | took | {facts["minutes"]:.0f} minutes, {facts["machine"]}, PyTorch {facts["torch"]}, {facts["date"][:10]} |
 
