@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import report
 
 HELD_OUT_SEED, HELD_OUT = 99, 400  # pictures that neither training nor evaluate.py sees
-DEMO_SEED = 7
+DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right
 
 
 def write(model: nn.Module, options: argparse.Namespace, minutes: float) -> None:
@@ -103,6 +103,7 @@ Right answers with all tokens, {facts["held_out_pictures"]} held-out pictures, a
 {kinds}
 | all | {right["all"]:.1%} |
 
-`scene.png` is one of its pictures, `scene.json` what can be asked about it. `make train-evidence` makes
+`scene.png` is one of its pictures, for the demo, chosen for a first question in `scene.json` that is
+answered right with all tokens and with 20 %: an illustration; the figures are in docs/evidence.md. `make train-evidence` makes
 all of this again. Licence: Apache-2.0, as the rest.
 """
