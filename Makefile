@@ -26,7 +26,7 @@ help:
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make evidence       accuracy against budget, with the trained model that comes along"
-	@echo "make train-evidence trains that model: about 40 minutes on a core"
+	@echo "make train-evidence trains that model: about 20 minutes on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"

@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from . import backends, comparison, geometry, ledger, picture, question
+from . import backends, comparison, geometry, ledger, picture
 from .geometry import Layout
-from .models import loading
+from .models import loading, question
 from .models.loading import ModelError, VisionModel
-from .question import Answer
+from .models.question import Answer
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "photograph.jpg"
 TOWERS = ("auto", *loading.TOWERS)

@@ -111,8 +111,6 @@ def plot(figures: dict[str, Any]) -> str:
         "tokens kept, of those that are not padding</text>"
         f'<text x="{left}" y="18">right answers</text>'
     )
-    # Names stand beside the left ends, apart from each other.
-    first = {name: y(row[str(budgets[-1])]["accuracy"]) for name, row in figures.items()}
     for number, (name, row) in enumerate(figures.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = [(x(share), row[str(share)]) for share in budgets]
@@ -128,10 +126,10 @@ def plot(figures: dict[str, Any]) -> str:
                 f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{end:.1f}" '
                 f'stroke="{colour}"/>'
             )
-        place = min(first.values()) + 10 + 22 * number
+        place = 60 + 22 * number
         lines.append(
-            f'<rect x="{width - right + 18}" y="{place - 9:.1f}" width="16" height="4" '
-            f'fill="{colour}"/><text x="{width - right + 42}" y="{place - 2:.1f}">{name}</text>'
+            f'<rect x="{width - right + 18}" y="{place - 9}" width="16" height="4" '
+            f'fill="{colour}"/><text x="{width - right + 42}" y="{place - 2}">{name}</text>'
         )
     return "\n".join([*lines, "</svg>\n"])
 

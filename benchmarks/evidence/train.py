@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the model of the evidence: the tower first, then the whole of it.
 
-    python benchmarks/evidence/train.py                # about 40 minutes on two cores
+    python benchmarks/evidence/train.py                # about 20 minutes on a core
     python benchmarks/evidence/train.py --help
 
 Both stages write a checkpoint into `--work` every minute, and a run that finds one there goes on

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
-from .models.loading import quiet
-from .models.switch import apply_hired
+from .loading import quiet
+from .switch import apply_hired
 
-FOLDER = Path(__file__).parent / "data" / "evidence"
+FOLDER = Path(__file__).parents[1] / "data" / "evidence"
 PICTURE = FOLDER / "scene.png"
 _RUNS = 5
 
