@@ -30,7 +30,7 @@ import tables  # noqa: E402
 import tiles  # noqa: E402
 
 FIXED_SEED, FIXED_PICTURES = 77, 50  # 200 questions
-ALL_TOKENS, LOST_AT_20 = 0.80, 0.08  # at least; at most. ±1 question in 200 is 0.005
+ALL_TOKENS, LOST_AT_20 = 0.89, 0.06  # measured: 0.923 and 0.035; a question is 0.005
 
 
 @pytest.fixture(scope="module")
