@@ -19,10 +19,11 @@ INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invari
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench \
-  bench-cpu bench-model bench-load wheel pascal-compiler kernel-report clean
+  bench-cpu bench-model bench-load evidence train-evidence wheel \
+  pascal-compiler kernel-report clean
 
 help:
-	@echo "make demo           the method on a photograph; writes hired_demo.png"
+	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
@@ -30,6 +31,8 @@ help:
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
+	@echo "make evidence       accuracy against budget, with the trained model that comes along"
+	@echo "make train-evidence trains that model: about 20 minutes on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
@@ -128,6 +131,12 @@ bench-model:
 bench-load:
 	tools/test_gpu.sh build
 	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_load.py
+
+evidence: setup
+	$(BIN)/python benchmarks/evidence/evaluate.py
+
+train-evidence: setup
+	$(BIN)/python benchmarks/evidence/train.py
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

@@ -50,7 +50,7 @@ def _parser() -> _Parser:
         help="folder or hub name of a transformers model: what HiRED can do for it",
     )
     demo = commands.add_parser("demo", help="one picture through the method, counted and drawn")
-    demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph (one comes along)")
+    demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph of your own")
     demo.add_argument(
         "--budget",
         type=_budget,
@@ -67,13 +67,14 @@ def _parser() -> _Parser:
     demo.add_argument(
         "--model",
         metavar="PATH",
-        help="folder or hub name of a LLaVA-NeXT or LLaVA model (default: random weights)",
+        help="folder or hub name of a LLaVA-NeXT or LLaVA model (default: a small one that comes "
+        "along and knows one kind of picture; random weights for any other)",
     )
     demo.add_argument(
         "--tower",
         choices=_TOWERS,
-        default="auto",
-        help="size of the tower with random weights (default: large, small on a slow machine)",
+        help="random weights in a tower of this size (auto: large, small on a slow machine); a "
+        "photograph comes along",
     )
     demo.add_argument("--out", metavar="FILE", default="out/demo.png", help="where the PNG goes")
     bench = commands.add_parser("bench", help="the benchmarks of a source checkout", add_help=False)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One picture through the method: `python -m hired_kernels demo`.
 
-A photograph is cut up, encoded and selected from; what is kept is counted, timed and drawn, each
-beside what the published code does with the same picture. What the figures cannot say is whether
-the choice is good: that takes trained weights, and without `--model` the weights are random.
+A picture is cut up, encoded and selected from; what is kept is counted, timed and drawn, each
+beside what the published code does with the same picture. Without a picture and a model the demo
+takes those that come along, small and trained, and asks a question with all tokens and with those
+that are kept. A photograph without a model goes through random weights, which choose at random.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from . import backends, comparison, geometry, ledger, picture
 from .geometry import Layout
-from .models import loading
+from .models import loading, question
 from .models.loading import ModelError, VisionModel
+from .models.question import Answer
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "photograph.jpg"
 TOWERS = ("auto", *loading.TOWERS)
+_LEAST_TILE = 336  # pixels a side of a partition in the drawing, where they can be had
 _PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one
 
 Say = Callable[[str], None]
@@ -34,13 +38,17 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo kept, `kept` (P, T) bool, with its ledger, and the drawing at `path`."""
+    """What the demo kept, `kept` (P, T) bool, with its ledger, and the drawing at `path`.
+
+    answers: of the model that comes along, with all tokens and with the kept ones; else empty.
+    """
 
     layout: Layout
     kept: Tensor
     rows: list[ledger.Row]
     stages: list[ledger.Stage]
     path: Path
+    answers: list[Answer]
 
 
 def run(
@@ -50,20 +58,26 @@ def run(
     alpha: float = 0.5,
     policy: str = "exact",
     model: str | None = None,
-    tower: str = "auto",
+    tower: str | None = None,
     out: str = "out/demo.png",
     say: Say = print,
 ) -> Outcome:
     """Run the demo; `say` gets its lines. `budget` is a share (float) or a count (int) of tokens.
 
-    `model` is a LLaVA-NeXT or LLaVA folder or hub name; without one, a `tower` of TOWERS gets
-    random weights. Raises DemoError, with one line, for what a user can get wrong.
+    `model` is a LLaVA-NeXT or LLaVA folder or hub name. Without one, a `tower` of TOWERS gets
+    random weights; without `image` and `tower` too, the trained model that comes along gets its own
+    picture. Raises DemoError, with one line, for what a user can get wrong.
     """
     path = _writable(Path(out))
-    photograph = open_picture(image)
-    size = f"{photograph.width} x {photograph.height} pixels"
-    say(f"picture     {image or 'the photograph that comes along'}, {size}")
-    vision = _vision_model(model, tower, photograph, say)
+    own = image is None and model is None and tower is None
+    photograph = open_picture(str(question.PICTURE) if own else image)
+    origin = "the one that comes along" if own else "the photograph that comes along"
+    say(f"picture     {image or origin}, {photograph.width} x {photograph.height} pixels")
+    if own:
+        vision = loading.load_model(str(question.FOLDER))
+        say("model       a small LLaVA-NeXT that comes along, trained on such pictures")
+    else:
+        vision = _vision_model(model, tower or "auto", photograph, say)
     try:
         layout = vision.layout(photograph.height, photograph.width)
         tokens = {name: _tokens(layout, budget, name) for name in ("exact", "published")}
@@ -81,15 +95,16 @@ def run(
     except ValueError as error:
         raise DemoError(_first_line(error)) from error
     _say_ledger(layout, result, alpha, say)
+    answers = _ask(photograph, budget, alpha, policy, say) if own else []
     drawing = picture.draw(
-        vision.colours(result.pixels).numpy(),
+        _enlarged(vision.colours(result.pixels).numpy()),
         result.kept.numpy(),
         layout,
         _footer(layout, result.kept, vision, alpha, policy),
     )
     drawing.save(path, format="PNG")
     say(f"drawn       {path}, {drawing.width} x {drawing.height} pixels")
-    return Outcome(layout, result.kept, result.rows, result.stages, path)
+    return Outcome(layout, result.kept, result.rows, result.stages, path, answers)
 
 
 def open_picture(path: str | None) -> Image.Image:
@@ -172,12 +187,37 @@ def _say_ledger(layout: Layout, result: comparison.Comparison, alpha: float, say
         )
 
 
+def _ask(
+    photograph: Image.Image, budget: float | int, alpha: float, policy: str, say: Say
+) -> list[Answer]:
+    """Put the first question to the model that comes along, with all tokens and with the budget."""
+    (text, right), *_ = question.asked()
+    try:
+        found = question.answers(photograph, text, [1.0, budget], alpha=alpha, policy=policy)
+    except ValueError as error:
+        raise DemoError(_first_line(error)) from error
+    say(f"question    {text.replace(' ?', '?')} (it is {right})")
+    for name, answer in zip(("all tokens", "kept tokens"), found, strict=True):
+        took = f"{answer.tokens:,} of the picture's tokens, {1e3 * answer.seconds:.1f} ms"
+        say(f"            {name}: {answer.word}, {took}")
+    say("")
+    return found
+
+
+def _enlarged(partitions: np.ndarray) -> np.ndarray:
+    """Small partitions, (P, tile, tile, 3), a whole number of times as large: to be seen."""
+    times = max(1, _LEAST_TILE // partitions.shape[1])
+    return partitions.repeat(times, axis=1).repeat(times, axis=2)
+
+
 def _footer(
     layout: Layout, kept: Tensor, vision: VisionModel, alpha: float, policy: str
 ) -> tuple[str, str]:
     count = int(kept.sum())
     said = f"{count:,} of {layout.valid:,} tokens, {count / layout.valid:.0%}"
     weights = "random weights choose at random" if vision.random else Path(vision.name).name
+    if vision.name == str(question.FOLDER):
+        weights = "the small trained model that comes along"
     return f"{said}, policy {policy}, alpha {alpha:g}", weights
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, as a user meets it: `info`, `demo` and `bench`.
 
-The demo runs on the photograph that comes along with the smallest tower; what it draws is held to
-what it counts. Whatever a user can get wrong ends in one line on stderr and exit code 2.
+The demo runs on the picture and the model that come along, and on the photograph with the smallest
+random tower; what it draws is held to what it counts. Whatever a user can get wrong ends in one
+line on stderr and exit code 2.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from saved_models import save
 
 from hired_kernels import backends, cli, demo, info, picture
 from hired_kernels.geometry import layout
-from hired_kernels.models import loading
+from hired_kernels.models import loading, question
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,6 +132,42 @@ def test_demo_draws_what_it_counts(policy, tmp_path):
 
 def inside(box, x, y):
     return box[0] <= x < box[2] and box[1] <= y < box[3]
+
+
+def test_demo_with_the_model_that_comes_along(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "demo.png")]) == 0
+    said = capsys.readouterr().out
+    assert "andom weights" not in said
+    (text, right), *_ = question.asked()
+    assert f"question    {text.replace(' ?', '?')} (it is {right})" in said
+    assert re.search(rf"all tokens: {right}, 320 of the picture's tokens, [\d.]+ ms", said)
+    assert re.search(rf"kept tokens: {right}, 64 of the picture's tokens, [\d.]+ ms", said)
+    *_, total = ledger_counts(said)
+    assert total[3] == 64
+    canvas = picture.arrange(loading.load_model(str(question.FOLDER)).layout(224, 224), 336)
+    assert Image.open(tmp_path / "demo.png").size == canvas.size
+
+
+def test_demo_keeps_what_the_picture_shows(tmp_path):
+    """Of the patches with shapes and digits a selection of a fifth keeps nearly all."""
+    outcome = demo.run(out=str(tmp_path / "demo.png"), say=lambda line: None)
+    shown = np.asarray(Image.open(question.PICTURE)).astype(int)
+    colourful = (shown.max(axis=2) - shown.min(axis=2) > 90).reshape(2, 8, 14, 2, 8, 14)
+    patches = colourful.transpose(0, 3, 1, 4, 2, 5).reshape(4, 64, -1).mean(axis=2) > 0.1
+    kept = outcome.kept[1:].numpy()
+    assert patches.sum() >= 2
+    assert kept[patches].mean() >= 0.75 > 2 * kept.mean()
+
+
+def test_demo_takes_a_photograph_without_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "seconds_for", lambda size, partitions: 31.0)
+    monkeypatch.setitem(loading.TOWERS, "small", loading.TOWERS["tiny"])
+    Image.radial_gradient("L").resize((700, 300)).save(tmp_path / "grey.jpg")
+    arguments = [str(tmp_path / "grey.jpg"), "--out", str(tmp_path / "demo.png")]
+    assert cli.main(["demo", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "Random weights choose at random" in said
+    assert "question" not in said
 
 
 def test_demo_says_that_random_weights_choose_at_random(tmp_path):

@@ -163,7 +163,7 @@ def _had(name: str, load: Callable[[str], Any]) -> Any:
     if not Path(name).is_dir() and (Path(name).exists() or not _is_hub_name(name)):
         raise ModelError(f"model {name!r}: neither a folder nor a hub name (owner/name)")
     try:
-        with _quiet():
+        with quiet():
             return load(name)
     except ModelError:
         raise
@@ -248,7 +248,7 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warnings from transformers and the hub: what goes wrong is raised, and said once."""
     before = {log: log.get_verbosity() for log in (transformers_logging, hub_logging)}
     try:

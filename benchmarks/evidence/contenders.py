@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who chooses which K tokens of a picture stay: HiRED, the published code, and controls.
+
+All get the same pictures, the same CLS rows and the same K. The controls are written to be read,
+from the sections of `hired_kernels/reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hired_kernels
+from hired_kernels import geometry, reference
+from hired_kernels.models.vision_tower import Encoded
+
+ALPHA = 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """B pictures of one size: where they are cut, and what CLS attends to.
+
+    initial (B, T), final (B, P, T): attention of the initial layer in the full image and of the
+    feature layer in every partition, summed over heads. encoded: the same as queries and keys.
+    """
+
+    layout: geometry.Layout
+    encoded: Encoded
+    initial: Tensor
+    final: Tensor
+
+
+Kept = list[list[int]]  # of each picture, `p * T + t` in the order in which they are read
+Contender = Callable[[Seen, int, np.random.Generator], Kept]
+
+
+def see(layout: geometry.Layout, encoded: Encoded, scale: float) -> Seen:
+    """The CLS rows of pictures of one layout."""
+    T, P = layout.tokens, layout.partitions
+
+    def rows(query: Tensor, key: Tensor) -> Tensor:
+        attention = torch.einsum("phd,pnhd->phn", query.float(), key.float()) * scale
+        return reference.head_sums(attention.softmax(dim=-1))[:, -T:]
+
+    query, key, *final = encoded.scores()
+    return Seen(layout, encoded, rows(query, key), rows(*final).unflatten(0, (-1, P)))
+
+
+def hired(seen: Seen, K: int, rng: np.random.Generator, alpha: float = ALPHA) -> Kept:
+    """`policy="exact"`, by the operator."""
+    return _select_qk(seen, [seen.layout.grid], [seen.layout.crop], K, alpha, "exact")
+
+
+def less_full_image(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """`exact` with a quarter of the tokens, not half, for the full image."""
+    return hired(seen, K, rng, alpha=0.25)
+
+
+def published(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """`policy="published"`, by the operator, packed as the published code packs."""
+    grids, crops = geometry.published_layout([seen.layout])
+    return _select_qk(seen, grids, crops, K, ALPHA, "published")
+
+
+def attention_mass(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """`exact`, but a sub-image weighs what attention falls on it, not how many best patches."""
+    kept = []
+    for initial, final in zip(seen.initial, seen.final, strict=True):
+        picture, valid, capacities = _picture(seen.layout, K)
+        _, R, C, _, crop = picture
+        weights = [0] * (R * C)
+        region = reference.region_of_patches(R, C, seen.layout.tokens, crop)
+        for score, i in zip((initial * 2**30).long().tolist(), region, strict=True):
+            weights[i] += score
+        k0 = max(min(int(K * ALPHA), capacities[0]), K - sum(capacities[1:]))
+        budgets = [k0, *reference.share_out(K - k0, weights, capacities[1:])]
+        best = [
+            reference.keep(scores, budget, patches, "exact")
+            for scores, budget, patches in zip(final, budgets, valid, strict=True)
+        ]
+        kept.append(reference.reading_order(picture, best, seen.layout.tokens, "raster"))
+    return kept
+
+
+def top_of_all(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """The K best of all partitions at once by the feature layer's attention: no allocation."""
+    return [_best(seen.layout, scores, K) for scores in seen.final]
+
+
+def full_image_only(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """The best of the full image, as many as it has, and no sub-image."""
+    return [sorted(reference.rank(scores[0])[:K]) for scores in seen.final]
+
+
+def uniform_grid(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """Evenly spread over each partition, each in proportion to its size."""
+    picture, _, capacities = _picture(seen.layout, K)
+    shares = reference.share_out(K, capacities, capacities)
+    side = seen.layout.side
+    spread = _dither(side)
+    crop = picture.crop
+    kept = []
+    for p, share in enumerate(shares):
+        ranks = spread
+        if p > 0:  # the window of the picture may begin anywhere in a tile
+            r, c = divmod(p - 1, picture.C)
+            ranks = np.roll(spread, (crop[0] - r * side, crop[2] - c * side), (0, 1))
+        valid = reference.valid_patches(picture, side * side)[p]
+        kept.append(sorted(sorted(valid, key=ranks.ravel().tolist().__getitem__)[:share]))
+    order = reference.reading_order(picture, kept, side * side, "raster")
+    return [order] * len(seen.final)
+
+
+def at_random(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """Any K that are not padding."""
+    scores = torch.from_numpy(rng.random(seen.final.shape))
+    return [_best(seen.layout, row, K) for row in scores]
+
+
+CONTENDERS: dict[str, Contender] = {
+    "exact": hired,
+    "published": published,
+    "exact, α = 0.25": less_full_image,
+    "attention mass": attention_mass,
+    "top-k of all": top_of_all,
+    "random": at_random,
+    "uniform grid": uniform_grid,
+    "full image only": full_image_only,
+}
+
+
+def _select_qk(
+    seen: Seen,
+    grids: Sequence[geometry.Grid],
+    crops: Sequence[geometry.Crop],
+    K: int,
+    alpha: float,
+    policy: str,
+) -> Kept:
+    B, P = seen.final.shape[:2]
+    kept = hired_kernels.select_qk(
+        seen.encoded.features,
+        *seen.encoded.scores(),
+        grids=list(grids) * B,
+        budget=K,
+        alpha=alpha,
+        crops=list(crops) * B,
+        policy=policy,
+    )
+    # The operator counts partitions through the batch.
+    rows = kept.indices.unflatten(0, (B, -1)) - torch.arange(B)[:, None] * P * seen.layout.tokens
+    return [row[row >= 0].tolist() for row in rows]
+
+
+def _picture(
+    layout: geometry.Layout, K: int
+) -> tuple[reference.Picture, list[range | set[int]], list[int]]:
+    picture = reference.Picture(0, *layout.grid, K, layout.crop)
+    valid = reference.valid_patches(picture, layout.tokens)
+    return picture, valid, [len(patches) for patches in valid]
+
+
+def _best(layout: geometry.Layout, scores: Tensor, K: int) -> list[int]:
+    """The K best patches that are not padding, of scores (P, T), in reading order."""
+    picture, valid, _ = _picture(layout, K)
+    T, kept = layout.tokens, [[] for _ in valid]
+    best = [divmod(flat, T) for flat in reference.rank(scores.flatten())]
+    for p, t in [(p, t) for p, t in best if t in valid[p]][:K]:
+        kept[p].append(t)
+    return reference.reading_order(picture, [sorted(row) for row in kept], T, "raster")
+
+
+def _dither(side: int) -> np.ndarray:
+    """A rank for each patch; the first k are spread evenly, for every k: Bayer's matrix."""
+    matrix = np.zeros((1, 1), dtype=np.int64)
+    while len(matrix) < side:
+        matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
+    return matrix[:side, :side]

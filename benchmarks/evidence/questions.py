@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about a scene, with answers of one word, and the words of both.
+
+`digit` and `colour`, `shape` need a sign to be found and read in full resolution; `count` needs all
+signs to be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pictures import COLOURS, SHAPES, Scene
+
+KINDS = ("digit", "colour", "shape", "count")
+SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<image>")
+DIGITS = tuple(str(digit) for digit in range(10))
+ANSWERS = (*DIGITS, *COLOURS, *SHAPES)
+WORDS = (
+    *SPECIAL, *ANSWERS,
+    "which", "digit", "stands", "next", "to", "the", "colour", "has", "shape", "how", "many",
+    "shapes", "are", "a", "there", "?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its answer, and which of KINDS it is."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def ask_all(scene: Scene) -> list[Question]:
+    """Every question that the scene answers."""
+    asked = []
+    for sign in scene.signs:
+        text = f"which digit stands next to the {sign.colour} {sign.shape} ?"
+        asked.append(Question("digit", text, str(sign.digit)))
+        text = f"which colour has the shape next to {sign.digit} ?"
+        asked.append(Question("colour", text, sign.colour))
+        text = f"which shape stands next to the {sign.digit} ?"
+        asked.append(Question("shape", text, sign.shape))
+    for shape in SHAPES:
+        count = sum(sign.shape == shape for sign in scene.signs)
+        asked.append(Question("count", f"how many {shape} shapes are there ?", str(count)))
+    return asked
+
+
+def ask(rng: np.random.Generator, scene: Scene, each: int = 1) -> list[Question]:
+    """`each` questions of each kind, drawn at random; the same one again where there are no more.
+
+    How many of a shape there are is asked of a shape that is there as often as of any.
+    """
+    asked, drawn = ask_all(scene), []
+    for kind in KINDS:
+        choice = [question for question in asked if question.kind == kind]
+        if kind == "count" and rng.random() < 0.5:
+            choice = [question for question in choice if question.answer != "0"]
+        drawn += [choice[number] for number in rng.integers(0, len(choice), each)]
+    return drawn
