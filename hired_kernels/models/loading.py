@@ -249,12 +249,16 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings from transformers and the hub: what goes wrong is raised, and said once."""
+    """No warnings or bars of transformers and the hub: what goes wrong is raised, and said once."""
     before = {log: log.get_verbosity() for log in (transformers_logging, hub_logging)}
+    bars = transformers_logging.is_progress_bar_enabled()
     try:
+        transformers_logging.disable_progress_bar()
         for log in before:
             log.set_verbosity(logging.CRITICAL)
         yield
     finally:
         for log, level in before.items():
             log.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
