@@ -104,14 +104,14 @@ def plot(contents: dict[str, Any]) -> str:
     digits = max(1, *(len(str(int(us))) for _, us in rows)) if rows else 1
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" '
-        f'height="{height * (len(rows) + 2)}" font-family="sans-serif" font-size="13">',
+        f'height="{height * (len(rows) + 3)}" font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="8" y="16">one picture, microseconds, logarithmic: '
-        f"{escape(machine(contents))}</text>",
+        '<text x="8" y="16">one picture, microseconds, logarithmic</text>',
+        f'<text x="8" y="34" font-size="11">{escape(machine(contents))}</text>',
     ]
     for i, (name, us) in enumerate(rows):
         length = max(1.0, width * math.log10(max(us, 1.0)) / digits)
-        y = height * (i + 1) + 8
+        y = height * (i + 2) + 4
         colour = "#1b7837" if ": hired, CUDA" in name else "#999999"
         lines.append(f'<text x="8" y="{y + 13}">{escape(name)}</text>')
         lines.append(
