@@ -36,7 +36,6 @@ help:
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
-	@echo "make wheel ARCHS=61 a wheel for chosen GPU architectures (61;90, all, none)"
 	@echo "make setup          what the others begin with: .venv, dependencies, native build"
 
 # PyTorch first and by itself: later steps must find it and not fetch another.

@@ -7,7 +7,7 @@ events on the request's own stream, so that whatever the others hold up counts. 
 costs is its share of the tower's time, and the requests a second that are lost against the same
 tower with the choice made beforehand.
 
-    python benchmarks/bench_load.py                  # CPU, a small tower, about a minute
+    python benchmarks/bench_load.py                  # CPU, a small tower, about six minutes
     python benchmarks/bench_load.py --tower large    # CLIP-L/336, float16 on a GPU
 """
 
@@ -106,9 +106,9 @@ def run_case(tower: nn.Module, pixels: Tensor, concurrent: int, seconds: float) 
     if pixels.is_cuda:
         torch.cuda.synchronize()
     with ThreadPoolExecutor(concurrent) as pool:
+        wave(workers[:1], 1, None, pool)
         once, _ = wave(workers, 1, None, pool)
-        once, _ = wave(workers, 1, None, pool)
-        rounds = max(1, int(seconds / 4 / once))
+        rounds = max(1, int(seconds / 6 / once))
         with_it, without, requests = [], [], []
         for _ in range(3):  # in turns, so that both meet the same machine
             taken, done = wave(workers, rounds, None, pool)
