@@ -61,9 +61,14 @@ def make(
     seed: int = 0,
     padding_side: str = "left",
     attention: str | None = None,
+    width: int = 32,
+    words: list[str] = WORDS,
     **changes,
 ):
-    """A model of `KINDS` in evaluation mode and its processor. `changes` go to its config."""
+    """A model of `KINDS` in evaluation mode and its processor. `changes` go to its config.
+
+    `width` is that of the language model, which has two heads, `words` its vocabulary.
+    """
     chosen = KINDS[kind]
     tile = tile or chosen.options.get("tile", TILE)
     vision = CLIPVisionConfig(
@@ -75,12 +80,12 @@ def make(
         patch_size=PATCH,
     )
     text = chosen.text(
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=len(WORDS),
+        vocab_size=len(words),
         pad_token_id=1,
         bos_token_id=2,
         eos_token_id=3,
@@ -107,16 +112,17 @@ def make(
             if parameter.dim() > 1:
                 parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
     processor = make_processor(
-        chosen, tile, options.get("image_grid_pinpoints"), padding_side, changes
+        chosen, tile, options.get("image_grid_pinpoints"), padding_side, words, changes
     )
     return model, processor
 
 
-def make_processor(chosen, tile, pinpoints, padding_side, changes):
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
+def make_processor(chosen, tile, pinpoints, padding_side, words, changes):
+    vocabulary = {word: i for i, word in enumerate(words)}
+    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    splitter.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=splitter,
         unk_token="<unk>",
         pad_token="<pad>",
         bos_token="<s>",

@@ -75,7 +75,7 @@ def test_info_says_what_is_not_there(monkeypatch, capsys):
         (
             "llava-next",
             {"vision_feature_select_strategy": "full"},
-            "HiRED +not available because: hired: apply_hired: vision_feature_select_strategy",
+            "HiRED +not available because: hired: vision_feature_select_strategy",
         ),
     ],
 )

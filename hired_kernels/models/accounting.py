@@ -17,8 +17,8 @@ from ..arguments import POLICIES, first_share
 
 
 def refuse(argument: str, expected: str, got: object) -> ValueError:
-    """The error of a bad argument of `apply_hired`."""
-    return ValueError(f"hired: apply_hired: {argument}: expected {expected}, got {got}")
+    """The error of a bad argument."""
+    return ValueError(f"hired: {argument}: expected {expected}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,16 @@ class Plan:
         return [sum(self.partitions[:picture]) for picture in range(len(self.partitions))]
 
 
-def plan(settings: Settings, anatomy: Anatomy, sizes: Sequence[tuple[int, int]]) -> Plan:
+def plan(
+    settings: Settings,
+    anatomy: Anatomy,
+    sizes: Sequence[tuple[int, int]],
+    budgets: Sequence[float | int] | None = None,
+) -> Plan:
     """What a batch of pictures of these (height, width) in pixels keeps.
 
-    Raises ValueError as `hired_kernels.geometry` does, for a size that is not positive.
+    `budgets` has one for each picture, in place of the settings' own. Raises ValueError as
+    `hired_kernels.geometry` does, for a size that is not positive.
     """
     layouts = [anatomy.layout(*size) for size in sizes]
     if settings.policy == "published":
@@ -118,7 +124,8 @@ def plan(settings: Settings, anatomy: Anatomy, sizes: Sequence[tuple[int, int]])
         grids = [layout.grid for layout in layouts]
         crops = [layout.crop or (0, 0, 0, 0) for layout in layouts]
     T, policy = anatomy.tokens, settings.policy
-    budgets = geometry.resolve_budgets(settings.budget, grids, T, crops, policy)
+    asked = settings.budget if budgets is None else list(budgets)
+    budgets = geometry.resolve_budgets(asked, grids, T, crops, policy)
     pictures = list(zip(budgets, grids, crops, strict=True))
     rows = [geometry.kept_tokens(*picture[:2], T, picture[2], policy) for picture in pictures]
     most, separators = 0, []

@@ -49,7 +49,7 @@ def check(config: Any) -> None:
     try:
         hidden_state_numbers(config.vision_config.num_hidden_layers, feature_layer_of(config))
     except ValueError as error:
-        raise ValueError(f"hired: apply_hired: {error}") from None
+        raise ValueError(f"hired: {error}") from None
 
 
 def why_full_tower(config: Any, strategy: str | None = None, **asked: Any) -> str | None:

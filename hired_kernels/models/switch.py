@@ -45,7 +45,7 @@ def apply_hired(
     Returns model and processor. A second call replaces the settings of the first. `model.hired`
     says what is on: its `settings`, and in `why_full` why the vision tower cannot stop early, None
     if it can.
-    Raises ValueError("hired: apply_hired: <argument>: expected ..., got ...") and changes nothing.
+    Raises ValueError("hired: <argument>: expected ..., got ...") and changes nothing.
     """
     settings = Settings(budget, alpha, policy, newlines)
     parts = _parts(model)

@@ -23,6 +23,7 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from ..arguments import SCORE_DTYPES
 from ..ops import Selection
+from . import kept_rows
 
 INITIAL_LAYER = 0
 
@@ -148,25 +149,12 @@ def finish(tower: nn.Module, encoded: Encoded, kept: Selection, most: int) -> Te
     layer = encoder_layers(tower)[encoded.layer]
     attn, tokens = layer.self_attn, kept.tokens
     if tokens.shape[0] > 0:
-        # Queries are independent of each other: each partition gets room for `most` of them, and a
-        # row past the last takes what belongs to none.
-        P, rows = encoded.hidden.shape[0], encoded.hidden.shape[0] * most
-        places = _places(kept, encoded.features.shape[1], most)
+        # Queries are independent of each other.
         queries = attn.q_proj(layer.layer_norm1(tokens))
-        room = queries.new_zeros(rows + 1, queries.shape[-1]).index_copy(0, places, queries)
-        room = _heads(attn, room[:-1].view(P, most, -1))
-        attended = _attend(attn, room, encoded.key_final, encoded.value).view(rows, -1)
-        tokens = _close(layer, tokens, attended.index_select(0, places.clamp(max=rows - 1)))
-    if len(encoded.wanted) == 1:
-        return tokens
-    flat = _flat_rows(kept.indices, encoded.features.shape[1])
-    parts = [
-        encoded.states[number].to(tokens.device).flatten(0, 1).index_select(0, flat)
-        if number in encoded.states
-        else tokens
-        for number in encoded.wanted
-    ]
-    return torch.cat(parts, dim=-1)
+        room, places = kept_rows.by_partition(queries, kept, encoded.features.shape[1], most)
+        attended = _attend(attn, _heads(attn, room), encoded.key_final, encoded.value)
+        tokens = _close(layer, tokens, kept_rows.from_partitions(attended, places))
+    return kept_rows.feature_columns(encoded.wanted, encoded.states, kept, tokens)
 
 
 def finish_all(tower: nn.Module, encoded: Encoded) -> Tensor:
@@ -244,29 +232,6 @@ def _rows(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
     if rows is None:
         return tensor
     return torch.stack([tensor[row] for row in rows])
-
-
-def _flat_rows(indices: Tensor, T: int) -> Tensor:
-    """Rows of the flat (P * N, D) hidden states for indices p * T + t; row 1 for -1."""
-    indices = indices.clamp(min=0)
-    return torch.div(indices, T, rounding_mode="floor") + indices + 1
-
-
-def _places(kept: Selection, T: int, most: int) -> Tensor:
-    """A place of its own, below P * most, for each kept token: partition by partition.
-
-    P * most for a row of index -1. Raster order mixes partitions, so a token's rank among those of
-    its own comes from a stable sort.
-    """
-    P, K = kept.counts.shape[0], kept.indices.shape[0]
-    empty = kept.indices < 0
-    partition = torch.div(kept.indices, T, rounding_mode="floor").masked_fill(empty, P)
-    order = partition.argsort(stable=True)
-    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(K, device=order.device))
-    first = kept.counts.cumsum(0) - kept.counts
-    in_bounds = partition.clamp(max=P - 1)
-    places = in_bounds * most + ranks - first.index_select(0, in_bounds)
-    return places.masked_fill(empty, P * most)
 
 
 def _beside(tensor: Tensor, module: nn.Module) -> Tensor:

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request's pictures and budget to its placeholders, in vLLM's front end.
+
+A picture travels to the workers with the token count its budget came to (`hired_budget`, -1 for
+none) beside its size, and its placeholders are counted from these two numbers: the worker keeps, by
+the same arithmetic, exactly as many tokens. What cannot be is refused here, where it ends one
+request, and not in the worker, where it would end the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+from vllm.model_executor.models.llava import (
+    BaseLlavaMultiModalProcessor,
+    LlavaDummyInputsBuilder,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.model_executor.models.llava_next import (
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
+
+from .options import REQUEST, Options
+
+STOCK = -1
+
+
+class _Info:
+    """What both models' processing knows of the server's options."""
+
+    @cached_property
+    def hired(self) -> Options:
+        return Options.of(self.get_hf_config())
+
+
+class HiredLlavaProcessingInfo(_Info, LlavaProcessingInfo):
+    """LLaVA-1.5's, with the server's options."""
+
+
+class HiredLlavaNextProcessingInfo(_Info, LlavaNextProcessingInfo):
+    """LLaVA-NeXT's, with the server's options."""
+
+
+class _Processor(BaseLlavaMultiModalProcessor):
+    """A LLaVA processor that writes a placeholder for each token that is kept."""
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Inputs with the most tokens that a request may ask for."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        return replace(inputs, hf_processor_mm_kwargs={REQUEST: self.info.hired.max_budget})
+
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        hired, budget = self.info.hired, self.info.hired.asked(hf_kwargs)
+        stock_kwargs = {name: value for name, value in hf_kwargs.items() if name != REQUEST}
+        output = super()._call_hf_processor(hf_data, stock_kwargs)
+        if "pixel_values" in output:
+            todo = hired.admit(budget, self._sizes(output))
+            count = len(output["pixel_values"])
+            budgets = [STOCK] * count if todo is None else todo.budgets
+            output[REQUEST] = torch.tensor(budgets, dtype=torch.int64)
+        return output
+
+    def _sizes(self, output: BatchFeature) -> list[tuple[int, int]]:
+        """(height, width) in pixels of the pictures of a processor's output."""
+        if "image_sizes" in output:
+            return [tuple(size) for size in output["image_sizes"].tolist()]
+        tile = self.info.get_vision_encoder_info().get_image_size()
+        return [(tile, tile)] * len(output["pixel_values"])
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, REQUEST: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        given = mm_items, hf_processor_mm_kwargs, out_mm_kwargs
+        (stock,) = super()._get_prompt_updates(*given)
+        is_picture = "image" in mm_items and isinstance(mm_items["image"], ImageProcessorItems)
+
+        def placeholders(item: int) -> list[int]:
+            data = out_mm_kwargs["image"][item].get_data() if is_picture else {}
+            budget = int(data.get(REQUEST, STOCK))
+            if budget == STOCK:
+                return stock.replacement(item)
+            size = data.get("image_sizes")
+            tile = self.info.get_vision_encoder_info().get_image_size()
+            height, width = (tile, tile) if size is None else size.tolist()
+            return stock.target * self.info.hired.plan([budget], [(height, width)]).rows[0]
+
+        return [PromptReplacement(modality="image", target=stock.target, replacement=placeholders)]
+
+
+class HiredLlavaMultiModalProcessor(_Processor, LlavaMultiModalProcessor):
+    """LLaVA-1.5's."""
+
+
+class HiredLlavaNextMultiModalProcessor(_Processor, LlavaNextMultiModalProcessor):
+    """LLaVA-NeXT's."""
+
+
+__all__ = [
+    "HiredLlavaMultiModalProcessor",
+    "HiredLlavaNextMultiModalProcessor",
+    "HiredLlavaNextProcessingInfo",
+    "HiredLlavaProcessingInfo",
+    "LlavaDummyInputsBuilder",
+]
