@@ -15,6 +15,8 @@ from typing import Any
 from .. import geometry
 from ..arguments import POLICIES, first_share
 
+_MOST = 1 << 62  # a budget beyond any picture, that the operators still take
+
 
 def refuse(argument: str, expected: str, got: object) -> ValueError:
     """The error of a bad argument."""
@@ -126,6 +128,7 @@ def plan(
     T, policy = anatomy.tokens, settings.policy
     asked = settings.budget if budgets is None else list(budgets)
     budgets = geometry.resolve_budgets(asked, grids, T, crops, policy)
+    budgets = [min(budget, _MOST) for budget in budgets]
     pictures = list(zip(budgets, grids, crops, strict=True))
     rows = [geometry.kept_tokens(*picture[:2], T, picture[2], policy) for picture in pictures]
     most, separators = 0, []

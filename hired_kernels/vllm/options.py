@@ -62,6 +62,9 @@ class Options:
 
         Raises ValueError for what it cannot be.
         """
+        for name in processor_kwargs:
+            if name.startswith("hired") and name != REQUEST:
+                raise refuse("mm_processor_kwargs", REQUEST, name)
         budget = processor_kwargs.get(REQUEST, self.budget)
         self.check(budget)
         return budget

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the vLLM plugin: `make test-vllm`, in an environment of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import tiny
+
+collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def llava_next(tmp_path_factory) -> tiny.Model:
+    return tiny.Model.make("llava-next-llama", tmp_path_factory.mktemp("llava-next"))
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory) -> tiny.Model:
+    return tiny.Model.make("llava", tmp_path_factory.mktemp("llava"))

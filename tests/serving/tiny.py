@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny model on disk, asked in transformers and, in a process of its own, in vLLM."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import llava_models
+
+import hired_kernels as hired
+
+WORDS = [*llava_models.WORDS, *(f"w{i}" for i in range(118))]
+NEW_TOKENS = 8
+# Where the best two logits are closer than this, rounding decides; those of the tiny models lie
+# some units apart.
+CLOSE = 1e-3
+CHAT_TEMPLATE = (
+    "<s>{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pictures by (height, width) and a budget for them: "server" for none of the request's own."""
+
+    sizes: tuple[tuple[int, int], ...]
+    budget: Any = "server"
+    seed: int = 0
+
+    @property
+    def pictures(self) -> list:
+        numbered = enumerate(self.sizes, self.seed)
+        return [llava_models.picture(size, number) for number, size in numbered]
+
+    @property
+    def text(self) -> str:
+        return f"<s> {'<image> ' * len(self.sizes)}what is this"
+
+    @property
+    def processor_kwargs(self) -> dict[str, Any]:
+        return {} if self.budget == "server" else {"hired_budget": self.budget}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens of the prompt, and new ones. `sure` of the latter do not hang on rounding."""
+
+    prompt: int
+    tokens: list[int]
+    sure: int = NEW_TOKENS
+
+    def agrees(self, other: Answer) -> bool:
+        sure = min(self.sure, other.sure)
+        return self.prompt == other.prompt and self.tokens[:sure] == other.tokens[:sure]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in a folder, with its transformers twin."""
+
+    kind: str
+    folder: Path
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+
+    @classmethod
+    def make(cls, kind: str, folder: Path) -> Model:
+        # vLLM's attention on a CPU takes heads of 32 at the least.
+        model, processor = llava_models.make(kind, width=64, words=WORDS)
+        processor.chat_template = CHAT_TEMPLATE
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        # The one that vLLM finds, too: which backend resizes pictures shows in the third digit.
+        return cls(kind, folder, model, AutoProcessor.from_pretrained(folder))
+
+    @property
+    def architecture(self) -> str:
+        return f"Hired{type(self.model).__name__}"
+
+    def engine(self, **hired_options: Any) -> dict[str, Any]:
+        """Arguments of `vllm.LLM` that serve it with the plugin."""
+        overrides: dict[str, Any] = {"architectures": [self.architecture]}
+        if hired_options:
+            overrides["hired"] = hired_options
+        return {
+            "model": str(self.folder),
+            "hf_overrides": overrides,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": 64 << 20,
+            "max_model_len": 2048,
+            "limit_mm_per_prompt": {"image": 4},
+        }
+
+    @torch.inference_mode()
+    def ask(self, request: Request, **rules: Any) -> Answer:
+        """What transformers says, with `apply_hired` by these rules, or without where budget is
+        None."""
+        hired.remove_hired(self.model, self.processor)
+        if rules.get("budget") is not None:
+            hired.apply_hired(self.model, self.processor, **rules)
+        inputs = self.processor(
+            images=request.pictures,
+            text=request.text,
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
+        try:
+            return self.generate(inputs["input_ids"].shape[1], **inputs)
+        finally:
+            hired.remove_hired(self.model, self.processor)
+
+    @torch.inference_mode()
+    def generate(self, prompt: int, **inputs: Any) -> Answer:
+        """Greedy tokens of the model as it is, given a prompt of so many tokens."""
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        best = torch.stack(output.logits)[:, 0].topk(2).values
+        gaps = (best[:, 0] - best[:, 1]).tolist()
+        sure = next((step for step, gap in enumerate(gaps) if gap < CLOSE), NEW_TOKENS)
+        return Answer(prompt, output.sequences[0, -NEW_TOKENS:].tolist(), sure)
+
+
+def in_vllm(
+    engine: dict[str, Any], requests: Sequence[Request], environment: dict[str, str] | None = None
+) -> list[Answer]:
+    """What vLLM says to all requests at once."""
+    return call(_answers, engine, list(requests), environment=environment)
+
+
+def call(function: Callable, *arguments: Any, environment: dict[str, str] | None = None) -> Any:
+    """Call a function in a new process, with vLLM's engine inside it unless told otherwise."""
+    settings = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "HF_HUB_OFFLINE": "1",
+        **(environment or {}),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(function, arguments)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _answers(engine: dict[str, Any], requests: list[Request]) -> list[Answer]:
+    from vllm import LLM
+
+    return generate(LLM(**engine), requests)
+
+
+def generate(llm: Any, requests: Sequence[Request]) -> list[Answer]:
+    """Greedy tokens for all requests at once."""
+    from vllm import SamplingParams
+
+    prompts = [
+        {
+            "prompt": request.text,
+            "multi_modal_data": {"image": request.pictures},
+            "mm_processor_kwargs": request.processor_kwargs,
+        }
+        for request in requests
+    ]
+    greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    outputs = llm.generate(prompts, greedy, use_tqdm=False)
+    return [
+        Answer(len(output.prompt_token_ids), list(output.outputs[0].token_ids))
+        for output in outputs
+    ]
