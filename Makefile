@@ -18,13 +18,14 @@ INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invari
   tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize test-emulated test-triton lint format test-gpu bench \
+.PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format test-gpu bench \
   bench-cpu bench-model bench-load evidence train-evidence wheel \
   pascal-compiler kernel-report clean
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
+	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make lint           ruff, clang-format"
@@ -95,6 +96,19 @@ TRITON_TESTS := -m "not whole_list"
 test-triton: setup
 	TRITON_INTERPRET=1 HIRED_TEST_TARGET=triton HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-2} \
 	  $(PYTEST) $(TRITON_TESTS) $(INTERPRETED_TESTS)
+
+# vLLM is tested in an environment of its own, with the native code that `setup` built.
+VLLM_BIN := .venv-vllm/bin
+$(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.py
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install -q $(TORCH)
+	$(VLLM_BIN)/python tools/cpu_vllm.py 0.32.0 0.28.0
+	$(VLLM_BIN)/python -m pip install -q pytest pytest-xdist hypothesis
+	HIRED_NATIVE=0 $(VLLM_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+test-vllm: setup $(VLLM_BIN)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -111,7 +111,6 @@ def test_caches_and_chunks(llava_next):
     """A prefix that was seen, a picture that was encoded, prompts that are cut: the same tokens."""
     requests = [Request((size,), budget) for size in SIZES for budget in (0.2, 0.5, None)]
     engine = llava_next.engine() | {"max_num_batched_tokens": 64, "enable_chunked_prefill": True}
-    # No item is cut: a step has to have room for the largest.
     first, second, hits = call(_asked_twice, engine, requests)
     expected = [llava_next.ask(each, budget=each.budget) for each in requests]
     assert_agree(requests, first, expected)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import multiprocessing
 import os
 import sys
@@ -52,6 +54,13 @@ class Request:
     @property
     def processor_kwargs(self) -> dict[str, Any]:
         return {} if self.budget == "server" else {"hired_budget": self.budget}
+
+
+def png_url(picture: Any) -> str:
+    """A picture as a client sends it."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)
