@@ -9,12 +9,14 @@ request, and not in the worker, where it would end the engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BatchFeature
 from vllm.model_executor.models.llava import (
     BaseLlavaMultiModalProcessor,
@@ -30,6 +32,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
 
+from ..models.accounting import Plan, refuse
 from .options import REQUEST, Options
 
 STOCK = -1
@@ -66,11 +69,26 @@ class _Processor(BaseLlavaMultiModalProcessor):
         stock_kwargs = {name: value for name, value in hf_kwargs.items() if name != REQUEST}
         output = super()._call_hf_processor(hf_data, stock_kwargs)
         if "pixel_values" in output:
+            pictures = output["pixel_values"]
             todo = hired.admit(budget, self._sizes(output))
-            count = len(output["pixel_values"])
-            budgets = [STOCK] * count if todo is None else todo.budgets
+            if todo is not None:
+                self._check(pictures, todo)
+            budgets = [STOCK] * len(pictures) if todo is None else todo.budgets
             output[REQUEST] = torch.tensor(budgets, dtype=torch.int64)
         return output
+
+    def _check(self, pictures: Sequence[Tensor], todo: Plan) -> None:
+        """Raise ValueError unless the worker will find the partitions that it is going to keep of.
+
+        A request can ask for another preprocessing than the model's.
+        """
+        tile = self.info.hired.anatomy.tile
+        for picture, partitions in zip(pictures, todo.partitions, strict=True):
+            *found, height, width = picture.shape
+            cut = math.prod(found[:-1])
+            if cut < partitions or (height, width) != (tile, tile):
+                expected = f"{partitions} partition(s) of {tile} x {tile} pixels"
+                raise refuse("pixel_values", expected, f"{cut} of {height} x {width}")
 
     def _sizes(self, output: BatchFeature) -> list[tuple[int, int]]:
         """(height, width) in pixels of the pictures of a processor's output."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from llava_models import PINPOINTS, SIZES, TILE, picture
 from tiny import Request
 from vllm.config import ModelConfig
@@ -107,6 +108,20 @@ def test_misspelt_options_are_refused(llava_next):
     pictures = processor.info.parse_mm_data({"image": [picture((168, 168))]})
     with pytest.raises(ValueError, match="expected hired_budget, got hired_bugdet"):
         processor("<image>", pictures, hf_processor_mm_kwargs={"hired_bugdet": 0.1})
+
+
+def test_preprocessing_that_the_worker_could_not_read(llava, llava_next):
+    """Else the engine would die of it."""
+    processor = processor_of(llava, budget=0.4)
+    pictures = processor.info.parse_mm_data({"image": [picture((168, 168))]})
+    raw = {"do_resize": False, "do_center_crop": False}
+    expected = r"^hired: pixel_values: expected 1 partition\(s\) of 84 x 84.* got 1 of 168 x 168"
+    with pytest.raises(ValueError, match=expected):
+        processor("<image>", pictures, hf_processor_mm_kwargs=raw)
+    processor = processor_of(llava_next, budget=0.4)
+    todo = processor.info.hired.admit(0.4, [(168, 168)])
+    with pytest.raises(ValueError, match=r"expected 5 partition\(s\) .* got 2 of 84 x 84"):
+        processor._check(torch.zeros(1, 2, 3, TILE, TILE), todo)
 
 
 def test_max_budget(llava_next):
