@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "plan.h"
+#include "queries_keys.h"
 #include "scalar.h"
 
 namespace hired {
@@ -28,14 +29,6 @@ struct Attention {  // [rows, H, T]
   const void* data;
   int64_t rows;
   int64_t stride_row, stride_h, stride_t;
-};
-
-struct QueriesKeys {
-  const void* query;  // [rows, H, Dh]
-  const void* key;    // [rows, N, H, Dh]
-  int64_t rows;
-  int64_t query_stride_row, query_stride_h;
-  int64_t key_stride_row, key_stride_n, key_stride_h;
 };
 
 struct Call {

@@ -9,6 +9,7 @@
 // them keys of T words a partition and, for select_qk, N logits a head, which stay in the cache.
 #include "select_cpu_kernel.h"
 
+#include "cpu_heads.h"
 #include "lanes.h"
 #include "phases/allocate.h"
 #include "phases/choose.h"
@@ -21,27 +22,7 @@ namespace hired {
 inline namespace HIRED_ISA {
 namespace {
 
-// Bytes below which a thread's share of a sweep is not worth waking the thread for.
-constexpr int64_t kGrainBytes = 64 << 10;
-// Keys whose logits one item of select_qk computes: a run of the row major in memory.
-constexpr int64_t kRunBytes = 64 << 10;
 constexpr int64_t kCacheLine = 64;
-// The head width of CLIP, SigLIP and most ViTs, which gets a loop of its own.
-constexpr int64_t kUsualHeadWidth = 64;
-static_assert(kUsualHeadWidth % kMaxLanes == 0, "such queries are not padded");
-
-template <class Body>
-void sweep(const Pool& pool, int64_t items, int64_t item_bytes, const Body& body) {
-  if (items == 0) return;
-  const int64_t grain = item_bytes >= kGrainBytes ? 1 : kGrainBytes / (item_bytes + 1) + 1;
-  pool.run(
-      items, grain,
-      [](void* argument, int64_t begin, int64_t end) {
-        const Body& each = *static_cast<const Body*>(argument);
-        for (int64_t i = begin; i < end; ++i) each(i);
-      },
-      const_cast<Body*>(&body));
-}
 
 // A score row: P of the final layer, then one for each picture of the initial layer.
 struct Row {
@@ -72,95 +53,25 @@ void score(const SelectCall& call, const Workspace& w, const Pool& pool) {
   });
 }
 
-// query . key, its lanes not yet added up. The query is padded to whole vectors with zeros.
-template <class Scalar>
-inline Lanes dot_lanes(const float* query, const Scalar* key, int64_t Dh) {
-  Lanes sum = {};
-  int64_t d = 0;
-  for (; d + kLanes <= Dh; d += kLanes) sum += load_lanes(query + d) * load_lanes(key + d);
-  if (d == Dh) return sum;
-  return sum + load_lanes(query + d) * LaneGroup().load(key + d, 1, static_cast<int>(Dh - d));
-}
-
-// dots [count]: those of as many heads.
-template <class Scalar>
-inline __attribute__((always_inline)) void head_dots(const float* query, int64_t query_stride,
-                                                     const Scalar* key, int64_t stride_h,
-                                                     int64_t Dh, int count, Lanes* dots) {
-  for (int i = 0; i < count; ++i) {
-    dots[i] = dot_lanes(query + i * query_stride, key + i * stride_h, Dh);
-  }
-}
-
-// logits [H, stride] of keys [begin, end), in the order in which they lie in memory: kLanes heads
-// at a time, whose sums over lanes then cost about one addition each.
-template <class Scalar>
-inline void key_logits(const SelectQkCall& call, const QueriesKeys& layer, int64_t row,
-                       const float* query, int64_t query_stride, int64_t begin, int64_t end,
-                       float* logits, int64_t stride) {
-  const auto* keys = static_cast<const Scalar*>(layer.key) + row * layer.key_stride_row;
-  for (int64_t n = begin; n < end; ++n) {
-    for (int64_t h = 0; h < call.H; h += kLanes) {
-      const int count = call.H - h < kLanes ? static_cast<int>(call.H - h) : kLanes;
-      const Scalar* key = keys + n * layer.key_stride_n + h * layer.key_stride_h;
-      const float* head = query + h * query_stride;
-      Lanes dots[kLanes];
-      if (count == kLanes && call.Dh == kUsualHeadWidth) {  // constants: the loops unroll
-        head_dots(head, kUsualHeadWidth, key, layer.key_stride_h, kUsualHeadWidth, kLanes, dots);
-      } else {
-        for (Lanes& dot : dots) dot = Lanes{};
-        head_dots(head, query_stride, key, layer.key_stride_h, call.Dh, count, dots);
-      }
-      const Lanes sums = sums_of(dots) * call.scale;
-      for (int i = 0; i < count; ++i) logits[(h + i) * stride + n] = sums[i];
-    }
-  }
-}
-
 template <class Scalar>
 void score(const SelectQkCall& call, const Workspace& w, const Pool& pool) {
   const Rules& rules = call.plan->rules;
-  const int64_t N = call.N, H = call.H, Dh = call.Dh;
+  const Heads heads{call.H, call.N, call.Dh, call.scale};
   const int64_t rows = call.P + static_cast<int64_t>(call.plan->pictures.size());
-  const int64_t query_bytes = H * w.query_stride * static_cast<int64_t>(sizeof(float));
-  sweep(pool, rows, query_bytes, [&](int64_t item) {
+  const auto row_of_item = [&](int64_t item) {
     const Row row = row_of(call, item, call.init.rows);
-    const QueriesKeys& layer = row.init ? call.init : call.final;
-    const auto* query =
-        static_cast<const Scalar*>(layer.query) + row.index * layer.query_stride_row;
-    for (int64_t h = 0; h < H; ++h) {
-      float* widened = w.queries + (item * H + h) * w.query_stride;
-      for (int64_t d = 0; d < w.query_stride; ++d) {
-        widened[d] = d < Dh ? load_float(query + h * layer.query_stride_h + d) : 0.0f;
-      }
-    }
-  });
+    return HeadRow{row.needed, row.init ? &call.init : &call.final, row.index};
+  };
+  fill_logits<Scalar>(heads, rows, row_of_item, w.heads, pool);
 
-  const int64_t key_bytes = H * Dh * static_cast<int64_t>(sizeof(Scalar));
-  const int64_t most = key_bytes < kRunBytes ? kRunBytes / key_bytes : 1;
-  const int64_t run = most < N ? most : N;
-  const int64_t runs = (N + run - 1) / run;
-  sweep(pool, rows * runs, run * key_bytes, [&](int64_t item) {
-    const int64_t i = item / runs;
-    const Row row = row_of(call, i, call.init.rows);
-    if (!row.needed) return;
-    const int64_t begin = item % runs * run, end = begin + run < N ? begin + run : N;
-    key_logits<Scalar>(call, row.init ? call.init : call.final, row.index,
-                       w.queries + i * H * w.query_stride, w.query_stride, begin, end,
-                       w.logits + i * H * w.logit_stride, w.logit_stride);
-  });
-
-  const int64_t logit_bytes = H * w.logit_stride * static_cast<int64_t>(sizeof(float));
+  const int64_t logit_bytes = call.H * w.heads.logit_stride * static_cast<int64_t>(sizeof(float));
   sweep(pool, rows, logit_bytes, [&](int64_t item) {
-    if (!row_of(call, item, call.init.rows).needed) return;
-    const LaneGroup group;
+    if (!row_of_item(item).needed) return;
     uint32_t* keys = w.keys + item * w.key_stride;
     // Scores take the place of the keys that they become.
     auto* scores = reinterpret_cast<float*>(keys);
-    for (int64_t h = 0; h < H; ++h) {
-      float* logits = w.logits + (item * H + h) * w.logit_stride;
-      for (int64_t n = N; n < w.logit_stride; ++n) logits[n] = -INFINITY;
-      add_softmax(group, logits, N, rules.tokens, h == 0, scores);
+    for (int64_t h = 0; h < call.H; ++h) {
+      add_head(heads, w.heads, item, h, rules.tokens, h == 0, scores);
     }
     for (int32_t t = 0; t < rules.tokens; ++t) keys[t] = ordered_key(load_float(scores + t));
   });

@@ -4,19 +4,16 @@
 // namespace of that name.
 #pragma once
 
-#include "select_cpu.h"
+#include "head_space.h"
+#include "pool.h"
+#include "select.h"
 
 namespace hired {
-
-inline constexpr int64_t kMaxLanes = 16;  // floats of the widest vector of any instruction set
 
 struct Workspace {
   int64_t key_stride;    // T, padded to whole vectors
   uint32_t* keys;        // [P + B, key_stride] ordered keys: final layer, then initial layer
-  int64_t logit_stride;  // N, padded to whole vectors and one more
-  float* logits;         // [P + B, H, logit_stride], select_qk only
-  int64_t query_stride;  // Dh, padded to whole vectors
-  float* queries;        // [P + B, H, query_stride], select_qk only
+  HeadSpace heads;       // of P + B rows, select_qk only
   int32_t* kept;         // [P, T] kept patches of each partition, in index order
   uint32_t* row_counts;  // [P, side] of them in each patch row
   int32_t* shifts;       // [P, side]

@@ -33,14 +33,6 @@ size_t bytes_of(const Call& call, bool from_keys) {
   return arena.bytes();
 }
 
-// The runtime linked into this library follows the caller's device; where it does not, it is told.
-Status set_device(int device) {
-  int current = -1;
-  cudaError_t error = cudaGetDevice(&current);
-  if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
-  return cuda_status(error, "a device");
-}
-
 template <class SomeCall>
 Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) {
   Arena arena(place.workspace, kWhere);
@@ -54,40 +46,6 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
 #endif
   return launch_all<kSmallBatch>(call, workspace, place);
 }
-
-// Finds out before the first launch, and says so in words, what would be "no kernel image".
-Status check_code(int device) {
-  cudaFuncAttributes attributes;
-  const cudaError_t error =
-      cudaFuncGetAttributes(&attributes, select_kernel<float, false, kSmallBatch>);
-  if (error == cudaSuccess) return Status::Ok();
-  int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    return cuda_status(error, "a device");
-  }
-  return Status::Refused(
-      "features", "a GPU that this build has code for",
-      "sm_" + std::to_string(major) + std::to_string(minor) + " (" + cudaGetErrorString(error) +
-          "): `python -m hired_kernels info` says what it has and how to get the right build");
-}
-
-// For as long as it lives this thread may do what a capture of some stream would else forbid: load
-// code, allocate, clear memory, wait. Nothing of it is for the graph.
-class OutsideCapture {
- public:
-  OutsideCapture() { error_ = cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideCapture() {
-    if (error_ == cudaSuccess) static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));
-  }
-  OutsideCapture(const OutsideCapture&) = delete;
-  OutsideCapture& operator=(const OutsideCapture&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-  cudaError_t error_;
-};
 
 // Allocates and clears counters at once, whatever the streams of the device are doing.
 Status make_counters(Counters** counters) {
@@ -137,7 +95,9 @@ Status find_counters(int device, void* stream, Counters** counters) {
   if (captured || known == nullptr) {
     const OutsideCapture outside;
     if (Status status = cuda_status(outside.error(), "counters"); !status.ok()) return status;
-    if (Status status = check_code(device); !status.ok()) return status;
+    if (Status status = check_code(select_kernel<float, false, kSmallBatch>, "features", device);
+        !status.ok())
+      return status;
     Counters* made = nullptr;
     if (Status status = make_counters(&made); !status.ok()) return status;
     if (!captured) known = made;

@@ -8,16 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda_limits.h"
 #include "select.h"
 
 namespace hired {
 
-inline constexpr int kThreads = 256;      // of a block
-inline constexpr int kSmallBatch = 64;    // pictures of a launch within 4 KB of parameters
-inline constexpr int kLargeBatch = 512;   // the same within 32 KB, which sm_70 and later have
-inline constexpr int kMaxSubImages = 64;  // of a picture
-
-inline constexpr Limits kCudaLimits = {"cuda", 1 << 24, 1 << 12, kMaxSubImages, 1 << 13, 64, 256};
+inline constexpr int kSmallBatch = 64;   // pictures of a launch within 4 KB of parameters
+inline constexpr int kLargeBatch = 512;  // the same within 32 KB, which sm_70 and later have
 
 // What a launch counts: zero before it, and left at zero by it.
 struct Counters {

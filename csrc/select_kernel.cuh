@@ -24,6 +24,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "heads.cuh"
 #include "phases/allocate.h"
 #include "phases/choose.h"
 #include "phases/gather.h"
@@ -35,15 +36,6 @@
 
 namespace hired {
 inline namespace HIRED_ISA {
-
-// 16 bytes of keys a thread in flight, this many times over. Predicted, not measured: 256 threads
-// * 8 * 16 bytes = 32 KB a block covers the 22 KB an SM of an H200 needs in flight (4.8 TB/s at
-// 0.6 us over 132 SMs) with one block, and a P40's 7 KB (346 GB/s at 0.6 us over 30) many times.
-constexpr int kKeysInFlight = 8;
-
-// What registers are counted for: enough that nothing spills, on every architecture
-// (docs/kernels.md).
-constexpr int kBlocksPerSm = 2;
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
 // whole call, as in Picture.
@@ -62,7 +54,7 @@ struct LaunchParams {
   int32_t first_partition, partitions;  // of this launch
   int32_t init_jobs;                    // head jobs of the initial layer: none if nobody reads it
   int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
-  int32_t key_lanes;  // lanes that share a key in 16-byte pieces; 0: its alignment allows none
+  int32_t key_lanes_init, key_lanes_final;  // as attend() has them
   Picture pictures[kPictures];
 };
 
@@ -92,69 +84,7 @@ __device__ __forceinline__ int32_t gather_jobs_before(const LaunchParams<kPictur
   return b * params.full_blocks + (partitions - b) * params.sub_blocks;
 }
 
-// Dot products of one head, as logits [N] in shared memory. Each warp takes kKeysInFlight times
-// 32 / lanes keys a round; `lanes` lanes share a key in 16-byte pieces.
-template <class Scalar>
-__device__ __forceinline__ void dot_by_pieces(const float* query, const Scalar* keys,
-                                              int64_t stride_n, int32_t N, int32_t Dh,
-                                              int32_t lanes, float scale, float* logits) {
-  constexpr int kPiece = 16 / static_cast<int>(sizeof(Scalar));
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  const int together = kWarp / lanes;  // keys of one load of a warp
-  const int piece = lane % lanes;
-  const int pieces = Dh / kPiece;
-  for (int32_t base = warp * together; base < N; base += kKeysInFlight * warps * together) {
-    float sums[kKeysInFlight];
-#pragma unroll
-    for (int j = 0; j < kKeysInFlight; ++j) sums[j] = 0.0f;
-    for (int d = piece; d - piece < pieces; d += lanes) {
-      // Load
-      uint4 held[kKeysInFlight];
-#pragma unroll
-      for (int j = 0; j < kKeysInFlight; ++j) {
-        const int32_t n = base + j * warps * together + lane / lanes;
-        held[j] = n < N && d < pieces
-                      ? __ldg(reinterpret_cast<const uint4*>(keys + n * stride_n) + d)
-                      : make_uint4(0, 0, 0, 0);
-      }
-      // Multiply
-#pragma unroll
-      for (int i = 0; i < kPiece; ++i) {
-        const float q = d < pieces ? query[d * kPiece + i] : 0.0f;
-#pragma unroll
-        for (int j = 0; j < kKeysInFlight; ++j) sums[j] += q * piece_element<Scalar>(held[j], i);
-      }
-    }
-    // Reduce
-#pragma unroll
-    for (int j = 0; j < kKeysInFlight; ++j) {
-      for (int step = lanes / 2; step > 0; step /= 2) {
-        sums[j] += __shfl_xor_sync(kFullWarp, sums[j], step);
-      }
-      const int32_t n = base + j * warps * together + lane / lanes;
-      if (piece == 0 && n < N) logits[n] = sums[j] * scale;
-    }
-  }
-}
-
-// The same whatever the alignment and width: a key a warp, an element a lane.
-template <class Scalar>
-__device__ __forceinline__ void dot_by_elements(const float* query, const Scalar* keys,
-                                                int64_t stride_n, int32_t N, int32_t Dh,
-                                                float scale, float* logits) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int32_t n = static_cast<int>(threadIdx.x) / kWarp; n < N; n += warps) {
-    float sum = 0.0f;
-    for (int d = lane; d < Dh; d += kWarp) sum += query[d] * load_float(keys + n * stride_n + d);
-    for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
-    if (lane == 0) logits[n] = sum * scale;
-  }
-}
-
-// Shared memory: query [Dh], logits [N]. Returns whether there was anything to do.
+// Shared memory: attend()'s. Returns whether there was anything to do.
 template <class Scalar, int kPictures>
 __device__ __forceinline__ bool heads_job(const LaunchParams<kPictures>& params, int32_t job,
                                           char* shared, const BlockGroup& group) {
@@ -171,28 +101,11 @@ __device__ __forceinline__ bool heads_job(const LaunchParams<kPictures>& params,
   const int64_t call_picture = params.first_picture + b;
   const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
   const int64_t index = init ? init_index : p;
-  const auto* query = static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
-                      h * layer.query_stride_h;
-  const auto* keys =
-      static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row + h * layer.key_stride_h;
-  auto* shared_query = reinterpret_cast<float*>(shared);
-  float* logits = shared_query + (params.Dh + 3) / 4 * 4;
-  for (int d = group.rank(); d < params.Dh; d += group.size()) {
-    shared_query[d] = load_float(query + d);
-  }
-  group.sync();
-  if (params.key_lanes > 0) {
-    dot_by_pieces(shared_query, keys, layer.key_stride_n, params.N, params.Dh, params.key_lanes,
-                  params.scale, logits);
-  } else {
-    dot_by_elements(shared_query, keys, layer.key_stride_n, params.N, params.Dh, params.scale,
-                    logits);
-  }
-  group.sync();
   const int64_t score_row = init ? params.P + picture.init_row : p;
-  float* probabilities =
-      params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens;
-  add_softmax(group, logits, params.N, params.rules.tokens, /*first=*/true, probabilities);
+  attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
+                 init ? params.key_lanes_init : params.key_lanes_final, index, h,
+                 params.rules.tokens, shared, group,
+                 params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
   arrive(init ? &counters.heads_init : &counters.heads_final);
   return true;
 }

@@ -8,15 +8,11 @@
 #include <string>
 #include <utility>
 
+#include "launch.cuh"
 #include "select_kernel.cuh"
 
 namespace hired {
 inline namespace HIRED_ISA {
-
-inline Status cuda_status(cudaError_t error, const char* doing) {
-  if (error == cudaSuccess) return Status::Ok();
-  return Status::Refused("cuda", doing, cudaGetErrorString(error));
-}
 
 // Rows of the output that a warp of a gather job copies, about: with two, loads of one overlap
 // stores of the other, and a picture of 576 tokens still spreads over 46 blocks. Predicted, not
@@ -28,31 +24,13 @@ inline int32_t blocks_for(int64_t rows, int32_t threads) {
   return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
 }
 
-// The widest power of two of lanes that share a key in 16-byte pieces; 0 where a key does not begin
-// and end at 16 bytes.
-template <class Scalar>
-int32_t key_lanes(const QueriesKeys& init, const QueriesKeys& final, int64_t Dh) {
-  constexpr int64_t kPiece = 16 / sizeof(Scalar);
-  if (Dh % kPiece != 0) return 0;
-  for (const QueriesKeys* layer : {&init, &final}) {
-    if (reinterpret_cast<uintptr_t>(layer->key) % 16 != 0) return 0;
-    for (int64_t stride : {layer->key_stride_row, layer->key_stride_n, layer->key_stride_h}) {
-      if (stride % kPiece != 0) return 0;
-    }
-  }
-  int32_t lanes = 1;
-  while (lanes < kWarp && lanes * kPiece < Dh) lanes *= 2;
-  return lanes;
-}
-
 inline size_t shared_bytes(const Call& call, int64_t N, int64_t Dh, int32_t columns) {
   const int64_t T = call.plan->rules.tokens, side = call.plan->rules.side;
   const int64_t words = sizeof(uint32_t), choose = sizeof(ChooseScratch);
-  const int64_t heads = ((Dh + 3) / 4 * 4 + N) * words;
   const int64_t weigh = kMaxSubImages * 8 + (3 * kMaxSubImages + 1) * words + choose + T * words;
   const int64_t choice = choose + (side + T) * words;
   const int64_t gather = (1 + kMaxSubImages) * 8 + (1 + columns) * side * words;
-  return 16 + kMaxWarps * words + std::max({heads, weigh, choice, gather});
+  return 16 + kMaxWarps * words + std::max({head_bytes(N, Dh), weigh, choice, gather});
 }
 
 template <class Scalar, int kPictures>
@@ -68,16 +46,8 @@ void fill_scores(const SelectQkCall& call, LaunchParams<kPictures>* params) {
   params->N = static_cast<int32_t>(call.N);
   params->Dh = static_cast<int32_t>(call.Dh);
   params->scale = call.scale;
-  params->key_lanes = key_lanes<Scalar>(call.init, call.final, call.Dh);
-}
-
-// A GPU reads a number only from a multiple of its size; PyTorch's own tensors always lie so.
-template <class Scalar>
-Status check_aligned(const char* argument, const void* data) {
-  const auto beyond = reinterpret_cast<uintptr_t>(data) % sizeof(Scalar);
-  if (beyond == 0) return Status::Ok();
-  return Status::Refused(argument, "data at a multiple of its element's size on a GPU",
-                         "an address " + std::to_string(beyond) + " bytes beyond one");
+  params->key_lanes_init = key_lanes<Scalar>(call.init, call.Dh);
+  params->key_lanes_final = key_lanes<Scalar>(call.final, call.Dh);
 }
 
 template <class Scalar>

@@ -5,12 +5,13 @@
 
     kept = hired.select(features, attn_init, attn_final, grids=[(2, 2)], budget=0.2)
     kept = hired.select_qk(features, q0, k0, q22, k22, grids=[(2, 2)], budget=0.2)
+    rows = hired.cls_attention(q22, k22, 576)  # of these heads; for towers split over ranks
 
     model, processor = hired.apply_hired(model, processor, budget=0.2)  # transformers models
     hired.remove_hired(model, processor)
 
-Importing it loads `torch.ops.hired.select` and `torch.ops.hired.select_qk`; Triton and transformers
-are imported by what needs them.
+Importing it loads `torch.ops.hired`: `select`, `select_qk` and `cls_attention`. Triton and
+transformers are imported by what needs them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import geometry
 from .backends import backend
-from .ops import Selection, select, select_qk
+from .ops import Selection, cls_attention, select, select_qk
 
 if TYPE_CHECKING:
     from .models.hired_tower import HiredTower
@@ -30,6 +31,7 @@ __all__ = [
     "Selection",
     "apply_hired",
     "backend",
+    "cls_attention",
     "geometry",
     "remove_hired",
     "select",

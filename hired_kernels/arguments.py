@@ -80,12 +80,13 @@ def check_select(
     """Raise unless `hired::select` accepts these arguments."""
     refuse = Refusal("select")
     _check_features(refuse, features)
+    first = ("features", features)
     P, T = features.shape[0], features.shape[1]
-    _check_score_tensor(refuse, "attn_final", attn_final, features, "(P, H, T)")
+    _check_score_tensor(refuse, "attn_final", attn_final, "(P, H, T)", first)
     H = attn_final.shape[1]
     if attn_final.shape[0] != P or attn_final.shape[2] != T:
         refuse("attn_final", f"shape {_shape(P, 'H', T)}", _shape(*attn_final.shape))
-    _check_score_tensor(refuse, "attn_init", attn_init, features, "(P, H, T)")
+    _check_score_tensor(refuse, "attn_init", attn_init, "(P, H, T)", first)
     if attn_init.dtype != attn_final.dtype:
         expected = f"the dtype of attn_final ({_dtype_name(attn_final.dtype)})"
         refuse("attn_init", expected, _dtype_name(attn_init.dtype))
@@ -113,19 +114,20 @@ def check_select_qk(
     """Raise unless `hired::select_qk` accepts these arguments."""
     refuse = Refusal("select_qk")
     _check_features(refuse, features)
+    first = ("features", features)
     P, T = features.shape[0], features.shape[1]
-    _check_score_tensor(refuse, "query_final", query_final, features, "(P, H, Dh)")
+    _check_score_tensor(refuse, "query_final", query_final, "(P, H, Dh)", first)
     H, Dh = query_final.shape[1], query_final.shape[2]
     if query_final.shape[0] != P:
         refuse("query_final", f"shape {_shape(P, 'H', 'Dh')}", _shape(*query_final.shape))
-    _check_score_tensor(refuse, "key_final", key_final, features, "(P, N, H, Dh)")
+    _check_score_tensor(refuse, "key_final", key_final, "(P, N, H, Dh)", first)
     N = key_final.shape[1]
     if key_final.shape[0] != P or tuple(key_final.shape[2:]) != (H, Dh):
         refuse("key_final", f"shape {_shape(P, 'N', H, Dh)}", _shape(*key_final.shape))
     if N < T:
         refuse("key_final", f"N >= T = {T}", f"N = {N}")
-    _check_score_tensor(refuse, "query_init", query_init, features, "(P, H, Dh)")
-    _check_score_tensor(refuse, "key_init", key_init, features, "(P, N, H, Dh)")
+    _check_score_tensor(refuse, "query_init", query_init, "(P, H, Dh)", first)
+    _check_score_tensor(refuse, "key_init", key_init, "(P, N, H, Dh)", first)
     for name, tensor in (
         ("key_final", key_final),
         ("query_init", query_init),
@@ -143,8 +145,7 @@ def check_select_qk(
         _check_unit_stride(refuse, name, tensor)
     sizes = (("features", "T", T), ("query_final", "H", H), ("query_final", "Dh", Dh))
     _check_sizes(refuse, P, sizes)
-    if scale is not None and not math.isfinite(scale):
-        refuse("scale", "a finite number", f"{scale:.9g}")
+    _check_scale(refuse, scale)
     B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order)
     if query_init.shape[0] not in (P, B) or tuple(query_init.shape[1:]) != (H, Dh):
         expected = f"shape {_shape(P, H, Dh)} or {_shape(B, H, Dh)}"
@@ -152,6 +153,27 @@ def check_select_qk(
     rows = query_init.shape[0]
     if key_init.shape[0] != rows or tuple(key_init.shape[1:]) != (N, H, Dh):
         refuse("key_init", f"shape {_shape(rows, N, H, Dh)}", _shape(*key_init.shape))
+
+
+def check_cls_attention(query: Tensor, key: Tensor, tokens: Any, scale: float | None) -> None:
+    """Raise unless `hired::cls_attention` accepts these arguments."""
+    refuse = Refusal("cls_attention")
+    first = ("query", query)
+    _check_score_tensor(refuse, "query", query, "(P, H, Dh)", first)
+    P, H, Dh = query.shape
+    _check_score_tensor(refuse, "key", key, "(P, N, H, Dh)", first)
+    N = key.shape[1]
+    if key.shape[0] != P or tuple(key.shape[2:]) != (H, Dh):
+        refuse("key", f"shape {_shape(P, 'N', H, Dh)}", _shape(*key.shape))
+    if key.dtype != query.dtype:
+        expected = f"the dtype of query ({_dtype_name(query.dtype)})"
+        refuse("key", expected, _dtype_name(key.dtype))
+    _check_unit_stride(refuse, "query", query)
+    _check_unit_stride(refuse, "key", key)
+    _check_sizes(refuse, P, (("query", "H", H), ("query", "Dh", Dh)))
+    for inside in (tokens >= 1, tokens <= N):
+        refuse.unless(inside, "tokens", f"1 <= T <= N = {N}", f"T = {tokens}")
+    _check_scale(refuse, scale)
 
 
 def output_rows(
@@ -178,15 +200,16 @@ def _check_features(refuse: Refusal, features: Tensor) -> None:
 
 
 def _check_score_tensor(
-    refuse: Refusal, name: str, tensor: Tensor, features: Tensor, shape: str
+    refuse: Refusal, name: str, tensor: Tensor, shape: str, first: tuple[str, Tensor]
 ) -> None:
+    """`first`, the operator's first argument, says the device."""
     rank = shape.count(",") + 1
     if tensor.dim() != rank:
         refuse(name, f"rank {rank} {shape}", f"rank {tensor.dim()}")
     if tensor.dtype not in SCORE_DTYPES:
         refuse(name, "float32, float16 or bfloat16", _dtype_name(tensor.dtype))
-    if tensor.device != features.device:
-        refuse(name, f"the device of features ({features.device})", tensor.device)
+    if tensor.device != first[1].device:
+        refuse(name, f"the device of {first[0]} ({first[1].device})", tensor.device)
 
 
 def _check_unit_stride(refuse: Refusal, name: str, tensor: Tensor) -> None:
@@ -200,6 +223,11 @@ def _check_sizes(refuse: Refusal, P: Any, sizes: Sequence[tuple[str, str, Any]])
     for argument, letter, size in sizes:
         if size < 1:
             refuse(argument, f"{letter} >= 1", f"{letter} = {size}")
+
+
+def _check_scale(refuse: Refusal, scale: float | None) -> None:
+    if scale is not None and not math.isfinite(scale):
+        refuse("scale", "a finite number", f"{scale:.9g}")
 
 
 def _check_integers(

@@ -9,6 +9,7 @@ of the table that lists the device serves it.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -33,6 +34,7 @@ SCHEMAS = {
         'float? scale=None, SymInt[]? crops=None, str policy="exact", str order="raster") '
         "-> (Tensor tokens, Tensor indices, Tensor counts)"
     ),
+    "cls_attention": "(Tensor query, Tensor key, SymInt tokens, *, float? scale=None) -> Tensor",
 }
 
 _LIBRARY = Path(__file__).parent / "libhired_kernels.so"
@@ -76,9 +78,7 @@ if _why_not_native:
     _registrations.append(_definitions)
 
 _CPU = Backend("cpu", ("cpu",), not _why_not_native, _why_not_native)
-_REFERENCE = Backend(
-    "reference", ("*",), True, "", {"select": reference.select, "select_qk": reference.select_qk}
-)
+_REFERENCE = Backend("reference", ("*",), True, "", {op: getattr(reference, op) for op in SCHEMAS})
 
 
 def cuda_architectures() -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -135,10 +135,12 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _in_triton(op: str) -> Callable[..., object]:
-    def call(*args: object, **kwargs: object) -> object:
-        from .triton_kernels import select_triton  # the first to import Triton
+    launcher = ".cls_attention_triton" if op == "cls_attention" else ".select_triton"
 
-        return getattr(select_triton, op)(*args, **kwargs)
+    def call(*args: object, **kwargs: object) -> object:
+        # The first to import Triton.
+        module = importlib.import_module(launcher, "hired_kernels.triton_kernels")
+        return getattr(module, op)(*args, **kwargs)
 
     return call
 
@@ -171,12 +173,14 @@ def _register(backend: Backend, key: str) -> torch.library.Library:
 def _without_cuda(op: str) -> Callable[..., object]:
     """For GPUs that the native library has no code for: Triton, or the reason why not."""
 
-    def call(features: torch.Tensor, *args: object, **kwargs: object) -> object:
-        if _triton().available and not _INTERPRETED and _triton_takes(features.device):
-            return _triton().functions[op](features, *args, **kwargs)
+    argument = SCHEMAS[op].removeprefix("(Tensor ").partition(",")[0]
+
+    def call(first: torch.Tensor, *args: object, **kwargs: object) -> object:
+        if _triton().available and not _INTERPRETED and _triton_takes(first.device):
+            return _triton().functions[op](first, *args, **kwargs)
         raise RuntimeError(
-            f"hired::{op}: features: expected a device that this build serves, got "
-            f"{features.device}: {_cuda().why}; {_triton().why or 'Triton does not know it'}. "
+            f"hired::{op}: {argument}: expected a device that this build serves, got "
+            f"{first.device}: {_cuda().why}; {_triton().why or 'Triton does not know it'}. "
             "hired_kernels.backend('reference') serves any"
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`select` and `select_qk`: the Python face of `torch.ops.hired`, its fakes and its gradient.
+"""The Python face of `torch.ops.hired`: functions, fakes and gradients.
 
 The operators take flat integer lists and raise `RuntimeError`; the functions here take pairs,
 shares and one budget for all, and raise `ValueError` with the same words. Both give the same bits.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import arguments, geometry
-from . import backends as _backends  # defines or loads torch.ops.hired
+from . import backends as _backends  # noqa: F401  (defines or loads torch.ops.hired)
 
 Budget = float | int | Sequence[float | int]
 Grid = tuple[int, int]
@@ -113,6 +113,33 @@ def select_qk(
     return _call(torch.ops.hired.select_qk.default, tensors, *rest, scale=scale)
 
 
+def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | None = None) -> Tensor:
+    """The attention that the CLS token pays to each patch, head by head.
+
+    Args:
+        query: (P, H, Dh), float32, float16 or bfloat16, unit last stride: the CLS token's queries.
+        key: (P, N, H, Dh), dtype of the queries, unit last stride: all keys, the patches last.
+        tokens: T, the patches of a partition, 1 <= T <= N.
+        scale: factor of the dot products, finite; `Dh ** -0.5` by default.
+
+    Returns (P, H, T) float32, contiguous: `softmax(q . k * scale)` over all N, its last T columns.
+    These are the rows that `select` takes and `select_qk` computes for itself: the two keep the
+    same tokens, bit for bit, also where each rank of a tensor-parallel tower computes the rows of
+    its own heads and all of them are gathered along dim 1. (With the reference backend, which
+    rounds these rows but not `select_qk`'s, up to that rounding.) It has no gradient.
+
+    Raises `ValueError("hired::cls_attention: <argument>: expected ..., got ...")` before any work.
+    """
+    if not torch.compiler.is_compiling() and not isinstance(tokens, torch.SymInt):
+        try:
+            tokens = index(tokens)
+        except TypeError:
+            got = f"tokens: expected an integer, got {tokens!r}"
+            raise ValueError(f"hired::cls_attention: {got}") from None
+    op = torch.ops.hired.cls_attention.default
+    return _dispatch(op, False, query, key, tokens, scale=scale)
+
+
 def _call(
     op: Callable[..., tuple[Tensor, Tensor, Tensor]],
     tensors: tuple[Tensor, ...],
@@ -133,14 +160,20 @@ def _call(
     tokens = features.shape[1] if features.dim() == 3 else 1
     budgets = geometry.resolve_budgets(budget, grids, tokens, crops, policy)
     flags = {"crops": flat_crops, "policy": policy, "order": order, **scale}
+    record = features.requires_grad and torch.is_grad_enabled()
+    return Selection(*_dispatch(op, record, *tensors, flat_grids, budgets, alpha, **flags))
+
+
+def _dispatch(op: Callable[..., Any], record: bool, *args: Any, **flags: Any) -> Any:
+    """Call an operator; what it refuses is a ValueError. `record`: autograd has something to do."""
     if torch.compiler.is_compiling():
-        return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+        return op(*args, **flags)
     try:
-        if features.requires_grad and torch.is_grad_enabled():
-            return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+        if record:
+            return op(*args, **flags)
         # Nothing to record: do not ask autograd, which is written in Python.
         with torch._C._AutoDispatchBelowAutograd():
-            return Selection(*op(*tensors, flat_grids, budgets, alpha, **flags))
+            return op(*args, **flags)
     except RuntimeError as error:
         if str(error).startswith("hired::"):
             raise ValueError(str(error)) from None
@@ -216,6 +249,14 @@ def _select_qk_fake(
     return _empty_outputs(features, rows)
 
 
+@torch.library.register_fake("hired::cls_attention")
+def _cls_attention_fake(
+    query: Tensor, key: Tensor, tokens: Any, *, scale: float | None = None
+) -> Tensor:
+    arguments.check_cls_attention(query, key, tokens, scale)
+    return query.new_empty(*query.shape[:2], tokens, dtype=torch.float32)
+
+
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
 ) -> None:
@@ -239,5 +280,19 @@ def _backward(ctx: Any, grad_tokens: Tensor, *_: Any) -> tuple[Tensor | None, ..
     return (grad.view(P, T, D), *[None] * (ctx.inputs - 1))
 
 
-for _op in _backends.SCHEMAS:
+def _no_gradient(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _nothing_backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
+    """Never reached: cls_attention's output has no gradient, as scores have none."""
+    return None, None, None
+
+
+for _op in ("select", "select_qk"):
     torch.library.register_autograd(f"hired::{_op}", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "hired::cls_attention", _nothing_backward, setup_context=_no_gradient
+)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: both operators in plain Python, to be read beside the paper (arXiv 2408.10945).
+"""The oracle: the operators in plain Python, to be read beside the paper (arXiv 2408.10945).
 
 Extract, allocate, select, gather: one section each. Only the scores and the kept tokens are
 tensors; everything between them is Python integers, which never overflow, so this serves every
@@ -53,12 +53,21 @@ def head_sums(attention: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return total
 
 
-def cls_scores(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
-    """[H, Dh] and [N, H, Dh] -> [tokens] float64: softmax over N, head sum, the last of N."""
+def cls_row(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
+    """[H, Dh] and [N, H, Dh] -> [H, tokens] float64: softmax over N, the last of them."""
     # On the host: not every device has float64.
     query, key = query.to("cpu", torch.float64), key.to("cpu", torch.float64)
     attention = torch.softmax(torch.einsum("hd,nhd->hn", query, key) * scale, dim=-1)
-    return head_sums(attention, torch.float64)[-tokens:]
+    return attention[:, -tokens:]
+
+
+def cls_scores(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
+    """[H, Dh] and [N, H, Dh] -> [tokens] float64: the sum of cls_row over heads."""
+    return head_sums(cls_row(query, key, scale, tokens), torch.float64)
+
+
+def scale_or_default(scale: float | None, query: Tensor) -> float:
+    return max(query.shape[-1], 1) ** -0.5 if scale is None else scale
 
 
 def rank(scores: Tensor) -> list[int]:
@@ -280,11 +289,25 @@ def select_qk(
         features, query_init, key_init, query_final, key_final,
         grids, budgets, alpha, scale, crops, policy, order,
     )  # fmt: skip
-    T, Dh = features.shape[1], query_final.shape[2]
-    factor = max(Dh, 1) ** -0.5 if scale is None else scale
+    T, factor = features.shape[1], scale_or_default(scale, query_final)
     return _run(
         features, pictures(grids, budgets, crops), query_init.shape[0],
         lambda row: cls_scores(query_init[row], key_init[row], factor, T),
         lambda p: cls_scores(query_final[p], key_final[p], factor, T),
         alpha, policy, order,
     )  # fmt: skip
+
+
+def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | None = None) -> Tensor:
+    """The CLS token's attention, `softmax(q . k * scale)` over all N keys: the last `tokens`.
+
+    query [P, H, Dh], key [P, N, H, Dh]; returns [P, H, tokens] float32, rounded from float64. So a
+    `select` of these rows is the `select_qk` of their queries and keys but for that rounding, where
+    every other backend gives the same bits.
+    """
+    arguments.check_cls_attention(query, key, tokens, scale)
+    factor = scale_or_default(scale, query)
+    attention = query.new_empty(*query.shape[:2], tokens, dtype=torch.float32)
+    for row, q, k in zip(attention, query, key, strict=True):
+        row.copy_(cls_row(q, k, factor, tokens))
+    return attention

@@ -136,16 +136,19 @@ void check_features(const Refusal& refuse, const Tensor& features) {
   check_unit_stride(refuse, "features", features);
 }
 
+// `first`, the operator's first argument, says the device.
 void check_score_tensor(const Refusal& refuse, const char* name, const Tensor& tensor,
-                        const Tensor& features, int64_t rank, const char* letters) {
+                        const char* first_name, const Tensor& first, int64_t rank,
+                        const char* letters) {
   if (tensor.dim() != rank) {
     refuse(name, "rank " + number(rank) + " " + letters, "rank " + number(tensor.dim()));
   }
   if (!score_dtype(tensor.scalar_type())) {
     refuse(name, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
   }
-  if (device_name(tensor) != device_name(features)) {
-    refuse(name, "the device of features (" + device_name(features) + ")", device_name(tensor));
+  if (device_name(tensor) != device_name(first)) {
+    refuse(name, std::string("the device of ") + first_name + " (" + device_name(first) + ")",
+           device_name(tensor));
   }
 }
 
@@ -174,7 +177,22 @@ void check_limit(const Refusal& refuse, const Limits& limits, const char* argume
   }
 }
 
-// Checks the integers and sets what both operators' calls have in common.
+void check_scale(const Refusal& refuse, std::optional<double> scale) {
+  if (!scale || std::isfinite(*scale)) return;
+  const char* infinite = *scale > 0 ? "inf" : "-inf";
+  refuse("scale", "a finite number", std::isnan(*scale) ? "nan" : infinite);
+}
+
+float scale_or_default(std::optional<double> scale, int64_t Dh) {
+  return static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dh)));
+}
+
+QueriesKeys queries_keys(const Tensor& query, const Tensor& key) {
+  return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
+          query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
+}
+
+// Checks the integers and sets what the calls that select have in common.
 void begin_call(const Refusal& refuse, const Tensor& features, ScalarType dtype, int64_t H,
                 const Integers& integers, const Limits& limits, Plan* plan, Call* call) {
   const int64_t P = features.size(0);
@@ -197,13 +215,13 @@ void check_select(const Tensor& features, const Tensor& attn_init, const Tensor&
   const Refusal refuse("select");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "attn_final", attn_final, features, 3, "(P, H, T)");
+  check_score_tensor(refuse, "attn_final", attn_final, "features", features, 3, "(P, H, T)");
   const int64_t H = attn_final.size(1);
   if (!has_shape(attn_final, {P, -1, T})) {
     refuse("attn_final", "shape " + shape_text({number(P), "H", number(T)}),
            shape_text(attn_final));
   }
-  check_score_tensor(refuse, "attn_init", attn_init, features, 3, "(P, H, T)");
+  check_score_tensor(refuse, "attn_init", attn_init, "features", features, 3, "(P, H, T)");
   check_same_dtype(refuse, "attn_init", attn_init, "attn_final", attn_final);
   check_size(refuse, P, "features", "T", T);
   check_size(refuse, P, "attn_final", "H", H);
@@ -229,20 +247,20 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   const Refusal refuse("select_qk");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "query_final", query_final, features, 3, "(P, H, Dh)");
+  check_score_tensor(refuse, "query_final", query_final, "features", features, 3, "(P, H, Dh)");
   const int64_t H = query_final.size(1), Dh = query_final.size(2);
   if (query_final.size(0) != P) {
     refuse("query_final", "shape " + shape_text({number(P), "H", "Dh"}), shape_text(query_final));
   }
-  check_score_tensor(refuse, "key_final", key_final, features, 4, "(P, N, H, Dh)");
+  check_score_tensor(refuse, "key_final", key_final, "features", features, 4, "(P, N, H, Dh)");
   const int64_t N = key_final.size(1);
   if (!has_shape(key_final, {P, -1, H, Dh})) {
     refuse("key_final", "shape " + shape_text({number(P), "N", number(H), number(Dh)}),
            shape_text(key_final));
   }
   if (N < T) refuse("key_final", "N >= T = " + number(T), "N = " + number(N));
-  check_score_tensor(refuse, "query_init", query_init, features, 3, "(P, H, Dh)");
-  check_score_tensor(refuse, "key_init", key_init, features, 4, "(P, N, H, Dh)");
+  check_score_tensor(refuse, "query_init", query_init, "features", features, 3, "(P, H, Dh)");
+  check_score_tensor(refuse, "key_init", key_init, "features", features, 4, "(P, N, H, Dh)");
   check_same_dtype(refuse, "key_final", key_final, "query_final", query_final);
   check_same_dtype(refuse, "query_init", query_init, "query_final", query_final);
   check_same_dtype(refuse, "key_init", key_init, "query_final", query_final);
@@ -253,10 +271,7 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_size(refuse, P, "features", "T", T);
   check_size(refuse, P, "query_final", "H", H);
   check_size(refuse, P, "query_final", "Dh", Dh);
-  if (scale && !std::isfinite(*scale)) {
-    const char* infinite = *scale > 0 ? "inf" : "-inf";
-    refuse("scale", "a finite number", std::isnan(*scale) ? "nan" : infinite);
-  }
+  check_scale(refuse, scale);
   begin_call(refuse, features, query_final.scalar_type(), H, integers, limits, plan, call);
   const auto B = static_cast<int64_t>(plan->pictures.size());
   if (!has_shape(query_init, {P, H, Dh}) && !has_shape(query_init, {B, H, Dh})) {
@@ -275,13 +290,41 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_limit(refuse, limits, "key_final", "N", N, limits.keys);
   call->N = N;
   call->Dh = Dh;
-  call->scale = static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dh)));
-  const auto layer = [](const Tensor& query, const Tensor& key) -> QueriesKeys {
-    return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
-            query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
-  };
-  call->init = layer(query_init, key_init);
-  call->final = layer(query_final, key_final);
+  call->scale = scale_or_default(scale, Dh);
+  call->init = queries_keys(query_init, key_init);
+  call->final = queries_keys(query_final, key_final);
+}
+
+void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
+                         std::optional<double> scale, const Limits& limits,
+                         ClsAttentionCall* call) {
+  const Refusal refuse("cls_attention");
+  check_score_tensor(refuse, "query", query, "query", query, 3, "(P, H, Dh)");
+  const int64_t P = query.size(0), H = query.size(1), Dh = query.size(2);
+  check_score_tensor(refuse, "key", key, "query", query, 4, "(P, N, H, Dh)");
+  const int64_t N = key.size(1);
+  if (!has_shape(key, {P, -1, H, Dh})) {
+    refuse("key", "shape " + shape_text({number(P), "N", number(H), number(Dh)}), shape_text(key));
+  }
+  check_same_dtype(refuse, "key", key, "query", query);
+  check_unit_stride(refuse, "query", query);
+  check_unit_stride(refuse, "key", key);
+  check_size(refuse, P, "query", "H", H);
+  check_size(refuse, P, "query", "Dh", Dh);
+  if (tokens < 1 || tokens > N) {
+    refuse("tokens", "1 <= T <= N = " + number(N), "T = " + number(tokens));
+  }
+  check_scale(refuse, scale);
+  check_limit(refuse, limits, "query", "P", P, limits.partitions);
+  check_limit(refuse, limits, "query", "H", H, limits.heads);
+  check_limit(refuse, limits, "query", "Dh", Dh, limits.head_width);
+  check_limit(refuse, limits, "key", "N", N, limits.keys);
+  check_limit(refuse, limits, "tokens", "T", tokens, limits.tokens);
+  call->P = P;
+  call->T = tokens;
+  call->dtype = *score_dtype(query.scalar_type());
+  call->heads = {H, N, Dh, scale_or_default(scale, Dh)};
+  call->layer = queries_keys(query, key);
 }
 
 }  // namespace hired

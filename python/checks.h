@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "cls_attention.h"
 #include "select.h"
 
 namespace hired {
@@ -22,5 +23,7 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
                      const Tensor& query_final, const Tensor& key_final, const Integers& integers,
                      std::optional<double> scale, const Limits& limits, Plan* plan,
                      SelectQkCall* call);
+void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
+                         std::optional<double> scale, const Limits& limits, ClsAttentionCall* call);
 
 }  // namespace hired

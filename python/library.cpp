@@ -11,16 +11,19 @@
 STABLE_TORCH_LIBRARY(hired, m) {
   m.def(hired::kSelectSchema);
   m.def(hired::kSelectQkSchema);
+  m.def(hired::kClsAttentionSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hired, CPU, m) {
   m.impl("select", TORCH_BOX(&hired::select_cpu));
   m.impl("select_qk", TORCH_BOX(&hired::select_qk_cpu));
+  m.impl("cls_attention", TORCH_BOX(&hired::cls_attention_cpu));
 }
 
 #ifdef HIRED_CUDA
 STABLE_TORCH_LIBRARY_IMPL(hired, CUDA, m) {
   m.impl("select", TORCH_BOX(&hired::select_cuda));
   m.impl("select_qk", TORCH_BOX(&hired::select_qk_cuda));
+  m.impl("cls_attention", TORCH_BOX(&hired::cls_attention_cuda));
 }
 #endif

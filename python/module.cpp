@@ -7,9 +7,9 @@
 
 #include <stdexcept>
 
+#include "cpu_isa.h"
 #include "lanes.h"
 #include "phases/allocate.h"
-#include "select_cpu.h"
 
 namespace py = pybind11;
 

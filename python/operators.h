@@ -39,4 +39,9 @@ Selected select_qk_cpu(Tensor features, Tensor query_init, Tensor key_init, Tens
                        std::optional<std::vector<int64_t>> crops, std::string policy,
                        std::string order);
 
+// In builds with CUDA alone.
+Tensor cls_attention_cuda(Tensor query, Tensor key, int64_t tokens, std::optional<double> scale);
+
+Tensor cls_attention_cpu(Tensor query, Tensor key, int64_t tokens, std::optional<double> scale);
+
 }  // namespace hired

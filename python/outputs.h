@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cls_attention.h"
 #include "operators.h"
 #include "select.h"
 
@@ -23,8 +24,17 @@ inline Selected make_outputs(const Tensor& features, Call* call) {
   return out;
 }
 
-inline Tensor make_workspace(const Tensor& features, size_t bytes) {
-  return torch::stable::new_empty(features, {static_cast<int64_t>(bytes)},
+// Uninitialised attention (P, H, T) on the query's device; `call` then points to it.
+inline Tensor make_attention(const Tensor& query, ClsAttentionCall* call) {
+  using torch::headeronly::ScalarType;
+  const Tensor attention =
+      torch::stable::new_empty(query, {call->P, call->heads.H, call->T}, ScalarType::Float);
+  call->attention = static_cast<float*>(attention.mutable_data_ptr());
+  return attention;
+}
+
+inline Tensor make_workspace(const Tensor& like, size_t bytes) {
+  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)},
                                   torch::headeronly::ScalarType::Byte);
 }
 

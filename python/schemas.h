@@ -17,4 +17,7 @@ inline constexpr char kSelectQkSchema[] =
     "float? scale=None, SymInt[]? crops=None, str policy=\"exact\", str order=\"raster\") "
     "-> (Tensor tokens, Tensor indices, Tensor counts)";
 
+inline constexpr char kClsAttentionSchema[] =
+    "cls_attention(Tensor query, Tensor key, SymInt tokens, *, float? scale=None) -> Tensor";
+
 }  // namespace hired

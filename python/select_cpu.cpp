@@ -5,16 +5,10 @@
 
 #include "checks.h"
 #include "outputs.h"
+#include "torch_pool.h"
 
 namespace hired {
 namespace {
-
-// PyTorch's own threads, as many as torch.set_num_threads says.
-constexpr Pool kTorchPool = {
-    [](int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* argument) {
-      torch::stable::parallel_for(0, n, grain,
-                                  [&](int64_t begin, int64_t end) { body(argument, begin, end); });
-    }};
 
 template <class SomeCall>
 Selected select_on_cpu(const Tensor& features, SomeCall* call,

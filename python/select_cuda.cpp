@@ -4,31 +4,12 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <stdexcept>
-
 #include "checks.h"
+#include "cuda_stream.h"
 #include "outputs.h"
-
-// libtorch_cuda has it; a CPU build of PyTorch has not, and never gets as far as to call it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
 
 namespace hired {
 namespace {
-
-void raise(const char* op, const Status& status) {
-  if (status.ok()) return;
-  throw std::runtime_error(std::string("hired::") + op + ": " + status.message());
-}
-
-void* current_stream(const char* op, int32_t device) {
-  void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream == nullptr ||
-      aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS) {
-    raise(op, Status::Refused("features", "a PyTorch with CUDA", "one that has no CUDA streams"));
-  }
-  return stream;
-}
 
 template <class SomeCall>
 Selected select_on_cuda(const char* op, const Tensor& features, SomeCall* call,
@@ -39,7 +20,7 @@ Selected select_on_cuda(const char* op, const Tensor& features, SomeCall* call,
   if (call->P == 0) return out;
   // Back in PyTorch's hands as soon as this returns: its allocator keeps the stream's order.
   const Tensor workspace = make_workspace(features, cuda_workspace_bytes(*call));
-  void* stream = current_stream(op, device);
+  void* stream = current_stream(op, "features", device);
   Counters* counters = nullptr;
   raise(op, find_counters(device, stream, &counters));
   raise(op, launch(*call, {device, stream, counters, workspace.mutable_data_ptr(), kThreads}));

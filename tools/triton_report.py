@@ -22,8 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from hired_kernels.triton_kernels import select_triton
-from hired_kernels.triton_kernels.select_kernel import select_kernel
+from hired_kernels.triton_kernels import cls_attention_triton, select_triton
 
 NVIDIA = (75, 80, 86, 89, 90, 100, 120)
 AMD = {"gfx90a": 64, "gfx942": 64, "gfx1100": 32}  # and lanes of a wave
@@ -37,7 +36,16 @@ CALLS = {
     "select<bfloat16, published>": ("select", torch.bfloat16, "published"),
     "select_qk<float16, exact>": ("select_qk", torch.float16, "exact"),
     "select_qk<float32, published>": ("select_qk", torch.float32, "published"),
+    "cls_attention<float16>": ("cls_attention", torch.float16, ""),
+    "cls_attention<float32>": ("cls_attention", torch.float32, ""),
 }
+OPERATORS = {
+    "select": select_triton.select,
+    "select_qk": select_triton.select_qk,
+    "cls_attention": cls_attention_triton.cls_attention,
+}
+# Where a launcher finds its kernel.
+KERNELS = ((select_triton, "select_kernel"), (cls_attention_triton, "cls_attention_kernel"))
 
 
 def call(op: str, dtype: torch.dtype, policy: str = "exact", grids: tuple[int, ...] = (2, 2),
@@ -49,6 +57,8 @@ def call(op: str, dtype: torch.dtype, policy: str = "exact", grids: tuple[int, .
         scores = {"attn_init": rows, "attn_final": rows}
     else:
         query, key = torch.zeros(P, 16, 64, dtype=dtype), torch.zeros(P, T + 1, 16, 64, dtype=dtype)
+        if op == "cls_attention":
+            return {"query": query, "key": key, "tokens": T}
         scores = {f"query_{layer}": query for layer in ("init", "final")}
         scores |= {f"key_{layer}": key for layer in ("init", "final")}
     features = torch.zeros(P, T + 1, 1024, dtype=dtype)[:, 1:]
@@ -74,14 +84,14 @@ class _Driver:
 
 
 class _Compiler:
-    """In place of the kernel: compiles what it is launched with, once a shape class."""
+    """In place of a kernel: compiles what it is launched with, once a shape class."""
 
-    def __init__(self) -> None:
-        self.compiled: list[Any] = []
+    def __init__(self, kernel: Any, compiled: list[Any]) -> None:
+        self.kernel, self.compiled = kernel, compiled
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def compile_for(*arguments: Any, **constants: Any) -> None:
-            self.compiled.append(select_kernel.warmup(*arguments, grid=grid, **constants))
+            self.compiled.append(self.kernel.warmup(*arguments, grid=grid, **constants))
 
         return compile_for
 
@@ -89,15 +99,18 @@ class _Compiler:
 @contextmanager
 def compiling(target: str) -> Iterator[list[Any]]:
     """Calls made in here are compiled for a target of TARGETS: the list of what each was given."""
-    compiler = _Compiler()
+    compiled: list[Any] = []
     triton.runtime.driver.set_active(_Driver(target))  # and so it stays: there is no other to go to
     before = select_triton._needs_drain
-    select_triton.select_kernel = compiler
+    kernels = [getattr(module, name) for module, name in KERNELS]
+    for (module, name), kernel in zip(KERNELS, kernels, strict=True):
+        setattr(module, name, _Compiler(kernel, compiled))
     select_triton._needs_drain = lambda device: target.startswith("gfx9")
     try:
-        yield compiler.compiled
+        yield compiled
     finally:
-        select_triton.select_kernel = select_kernel
+        for (module, name), kernel in zip(KERNELS, kernels, strict=True):
+            setattr(module, name, kernel)
         select_triton._needs_drain = before
 
 
@@ -105,7 +118,7 @@ def compile_call(name: str, target: str) -> Any:
     """A call of CALLS, compiled."""
     op, dtype, policy = CALLS[name]
     with compiling(target) as compiled:
-        getattr(select_triton, op)(**call(op, dtype, policy))
+        OPERATORS[op](**call(op, dtype, policy))
     (kernel,) = compiled
     return kernel
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both operators in Triton: one launch a call, the same integers as everywhere.
+"""The operators in Triton: one launch a call, the same integers as everywhere.
 
 The phases are those of `csrc/phases/`, by the same names, a program being the group of threads:
 score, choose, allocate, region, place. `select_kernel.py` strings them together, `select_triton.py`
-launches it. Nothing imports this package, nor Triton, before a call is served by it.
+launches it; `cls_attention` is the score phase's heads alone. Nothing imports this package, nor
+Triton, before a call is served by it.
 """

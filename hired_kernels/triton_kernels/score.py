@@ -2,7 +2,8 @@
 """Scores of patches, as ordered keys: the CLS token's attention, summed over heads in float32.
 
 From attention rows each element is read once; from queries and keys a program computes the softmax
-of one head, e^(x - max) / sum over all N keys, and the sum over heads comes after it. All loads are
+of one head, e^(x - max) / sum over all N keys, which `select_qk` then sums over heads, and
+`cls_attention` returns. All loads are
 widened at once: Triton's interpreter computes wrongly in bfloat16.
 """
 
@@ -64,22 +65,40 @@ def exp_nonpositive(x):
 
 @triton.jit
 def softmax_of_head(
-    query, key, stride_n, scale, probabilities,
-    N: tl.constexpr, Dh: tl.constexpr,
+    query, key, stride_n, scale, logits_of, attention,
+    T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
 ):  # fmt: skip
-    """probabilities [N]: one head's attention of query [Dh] to key [N, Dh], rows stride_n apart."""
+    """attention [T]: one head's, of query [Dh] to the last T of key [N, Dh], rows stride_n apart.
+
+    logits_of [N] is memory for the logits; attention may be its last T.
+    """
     d = tl.arange(0, BLOCK_DH)
     q = tl.load(query + d, mask=d < Dh, other=0.0).to(tl.float32)  # [BLOCK_DH]
     for start in tl.range(0, N, BLOCK_N, num_stages=3):  # two tiles ahead
         n = start + tl.arange(0, BLOCK_N)
         rows = key + n[:, None].to(tl.int64) * stride_n + d[None, :]  # [BLOCK_N, BLOCK_DH]
         k = tl.load(rows, mask=(n < N)[:, None] & (d < Dh)[None, :], other=0.0).to(tl.float32)
-        tl.store(probabilities + n, tl.sum(k * q[None, :], axis=1) * scale, mask=n < N)
+        tl.store(logits_of + n, tl.sum(k * q[None, :], axis=1) * scale, mask=n < N)
     tl.debug_barrier()  # logits were written by other threads than those that read them
     n = tl.arange(0, ALL_N)
-    logits = tl.load(probabilities + n, mask=n < N, other=float("-inf"))  # [ALL_N]
+    logits = tl.load(logits_of + n, mask=n < N, other=float("-inf"))  # [ALL_N]
     e = exp_nonpositive(logits - tl.max(logits, axis=0))
     probability = tl.div_rn(e, tl.sum(e, axis=0))
     tl.debug_barrier()  # and here the other way round, where a row is shorter than the program
-    tl.store(probabilities + n, probability, mask=n < N)
+    tl.store(attention + (n - (N - T)), probability, mask=(n >= N - T) & (n < N))
+
+
+@triton.jit
+def attend(
+    layer, row, h, scale, logits_of, attention,
+    T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+):  # fmt: skip
+    """softmax_of_head of head h of a layer's row: (query, two strides, key, three strides)."""
+    query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
+    softmax_of_head(
+        query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,
+        key + row.to(tl.int64) * key_stride_row + h.to(tl.int64) * key_stride_h,
+        key_stride_n, scale, logits_of, attention, T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+    )  # fmt: skip

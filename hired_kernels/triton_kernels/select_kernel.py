@@ -28,7 +28,7 @@ from .pictures import (
 )
 from .place import raster_shifts
 from .region import is_picture, is_whole
-from .score import KEY_EXCLUDED, score_attention, softmax_of_head
+from .score import KEY_EXCLUDED, attend, score_attention
 from .tickets import (
     CHOSEN,
     HEADS_FINAL,
@@ -45,23 +45,12 @@ from .tickets import (
 @triton.jit
 def heads_job(
     layer, row, score_row, h, scale, probabilities, counter,
-    H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
+    T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
-    """One head of a layer's row, into probabilities [score rows, H, N]."""
-    query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
-    softmax_of_head(
-        query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,
-        key + row.to(tl.int64) * key_stride_row + h.to(tl.int64) * key_stride_h,
-        key_stride_n,
-        scale,
-        probabilities + (score_row.to(tl.int64) * H + h) * N,
-        N,
-        Dh,
-        ALL_N,
-        BLOCK_N,
-        BLOCK_DH,
-    )
+    """One head of a layer's row, into the last T of probabilities [score rows, H, N]."""
+    head = probabilities + (score_row.to(tl.int64) * H + h) * N
+    attend(layer, row, h, scale, head, head + (N - T), T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH)
     arrive(counter, DRAIN)
 
 
@@ -195,7 +184,7 @@ def select_kernel(
                 row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
                 heads_job(
                     init, row, partitions + b, h, scale, probabilities,
-                    counter_of(counters, b, HEADS_INIT), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                    counter_of(counters, b, HEADS_INIT), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
                     DRAIN,
                 )  # fmt: skip
     elif job < heads_jobs:
@@ -204,7 +193,7 @@ def select_kernel(
             b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
             heads_job(
                 final, p, p, h, scale, probabilities,
-                counter_of(counters, b, HEADS_FINAL), H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                counter_of(counters, b, HEADS_FINAL), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
                 DRAIN,
             )  # fmt: skip
     elif job < heads_jobs + count:

@@ -10,7 +10,6 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,20 +19,30 @@ from torch import Tensor
 
 from .. import arguments
 from ..arguments import Refusal, first_share
+from .launching import (
+    MAX_DH,
+    MAX_H,
+    MAX_N,
+    MAX_T,
+    WARPS,
+    block_of,
+    check_aligned,
+    check_limit,
+    head_tiles,
+    on,
+    warps,
+)
 from .pictures import SUB_IMAGES, Picture, pack
 from .select_kernel import select_kernel
 from .tickets import counters_of
 
-MAX_T, MAX_N, MAX_H, MAX_DH = 4096, 8192, 64, 256
 MAX_SUB_IMAGES = SUB_IMAGES.value
 # Pictures of a launch: kernels are compiled for these numbers, and a launch takes the least that
 # holds its own. 64 of them are 1.5 KB of parameters.
 PICTURES = (1, 8, 64)
 
-# Guesses, measured nowhere yet. Bytes of a tile of keys: 128 in flight a thread. Elements of a tile
-# of tokens: a row of D = 1024 for each warp.
-WARPS = 4
-KEY_TILE_BYTES, TOKEN_TILE, MAX_BLOCK_D = 1 << 14, 4096, 1024
+# Guesses, measured nowhere yet. Elements of a tile of tokens: a row of D = 1024 for each warp.
+TOKEN_TILE, MAX_BLOCK_D = 4096, 1024
 # Programs that copy rows: more than a large GPU runs at a time, no more than each has some to copy.
 GATHER_PROGRAMS = 1024
 
@@ -62,8 +71,8 @@ def select(
         features, attn_init, attn_final, grids, budgets, alpha, crops, policy, order
     )
     refuse = Refusal("select")
-    _check_limit(refuse, "attn_final", "H", attn_final.shape[1], MAX_H)
-    _check_aligned(refuse, attn_init=attn_init, attn_final=attn_final)
+    check_limit(refuse, "attn_final", "H", attn_final.shape[1], MAX_H)
+    check_aligned(refuse, attn_init=attn_init, attn_final=attn_final)
     layers = Layers(
         (attn_init, *attn_init.stride()), (attn_final, *attn_final.stride()),
         attn_init.shape[0], attn_final.shape[1], 0, 0, 0.0,
@@ -81,10 +90,10 @@ def select_qk(
     arguments.check_select_qk(*tensors, grids, budgets, alpha, scale, crops, policy, order)
     refuse = Refusal("select_qk")
     N, H, Dh = key_final.shape[1:]
-    _check_limit(refuse, "query_final", "H", H, MAX_H)
-    _check_limit(refuse, "query_final", "Dh", Dh, MAX_DH)
-    _check_limit(refuse, "key_final", "N", N, MAX_N)
-    _check_aligned(
+    check_limit(refuse, "query_final", "H", H, MAX_H)
+    check_limit(refuse, "query_final", "Dh", Dh, MAX_DH)
+    check_limit(refuse, "key_final", "N", N, MAX_N)
+    check_aligned(
         refuse, query_init=query_init, key_init=key_init, query_final=query_final,
         key_final=key_final,
     )  # fmt: skip
@@ -94,18 +103,6 @@ def select_qk(
         query_init.shape[0], H, N, Dh, max(Dh, 1) ** -0.5 if scale is None else scale,
     )  # fmt: skip
     return _run(refuse, features, layers, grids, budgets, alpha, crops, policy, order)
-
-
-def _check_limit(refuse: Refusal, argument: str, letter: str, size: int, limit: int) -> None:
-    if size > limit:
-        refuse(argument, f"{letter} <= {limit} on the triton backend", f"{letter} = {size}")
-
-
-def _check_aligned(refuse: Refusal, **tensors: Tensor) -> None:
-    for argument, tensor in tensors.items():
-        if beyond := tensor.data_ptr() % tensor.itemsize:
-            expected = "data at a multiple of its element's size on a GPU"
-            refuse(argument, expected, f"an address {beyond} bytes beyond one")
 
 
 def plan(
@@ -137,7 +134,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     P, T, D = features.shape
     if P > 0:
-        _check_limit(refuse, "features", "T", T, MAX_T)
+        check_limit(refuse, "features", "T", T, MAX_T)
     for b, (R, C) in enumerate(arguments.pairs(grids)):
         if R * C > MAX_SUB_IMAGES:
             expected = f"R * C <= {MAX_SUB_IMAGES} on the triton backend"
@@ -148,7 +145,7 @@ def _run(
     indices = features.new_empty(K, dtype=torch.int64)
     counts = features.new_empty(P, dtype=torch.int64)
     rules = {"counted": first_share(T, 1.0 - alpha), "policy": policy, "order": order}
-    with _on(features.device):
+    with on(features.device):
         for first in range(0, len(pictures), PICTURES[-1]):
             some = pictures[first : first + PICTURES[-1]]
             launch_select(features, layers, some, first, rules, (tokens, indices, counts))
@@ -205,7 +202,7 @@ def launch_select(
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
         **tiles, PICTURES=most, COUNTERS=counters, DRAIN=_needs_drain(device),
-        num_warps=_warps(tiles["BLOCK_T"]), enable_fp_fusion=True,
+        num_warps=warps(T), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -213,18 +210,11 @@ def launch_select(
 def _tiles(T: int, D: int, N: int, Dh: int, itemsize: int) -> dict[str, int]:
     """Sizes of the kernel's tensors, powers of two; `itemsize` is that of scores or keys."""
     block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
-    tiles = {"BLOCK_T": max(32, triton.next_power_of_2(T)), "BLOCK_D": block_d}
+    tiles = {"BLOCK_T": block_of(T), "BLOCK_D": block_d}
     tiles["BLOCK_ROWS"] = max(WARPS, min(32, TOKEN_TILE // block_d))
     if N == 0:
         return {**tiles, "ALL_N": 1, "BLOCK_N": 1, "BLOCK_DH": 1}
-    all_n, block_dh = max(32, triton.next_power_of_2(N)), max(16, triton.next_power_of_2(Dh))
-    block_n = min(all_n, KEY_TILE_BYTES // (block_dh * itemsize))
-    return {**tiles, "ALL_N": all_n, "BLOCK_N": block_n, "BLOCK_DH": block_dh}
-
-
-def _warps(block_t: int) -> int:
-    """Programs that hold more patches take more threads: 4,096 on four warps spill 1 KB each."""
-    return WARPS * max(1, block_t // 1024)
+    return {**tiles, **head_tiles(N, Dh, itemsize)}
 
 
 @functools.cache
@@ -246,14 +236,6 @@ def _chunks(pictures: list[Picture], rows: int, block_rows: int) -> tuple[int, i
 
 def _rows_from(layer: tuple, row: int) -> tuple:
     return tuple(value[row:] if isinstance(value, Tensor) else value for value in layer)
-
-
-# The interpreter patches Triton itself for as long as a kernel runs, which threads would undo.
-_interpreting = threading.Lock()
-
-
-def _on(device: torch.device) -> AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else _interpreting
 
 
 # Counters: zero before a launch and after it, one set for each stream, since launches on one stream

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "checks.h"
+#include "cls_attention_cuda.h"
 #include "cuda_emulator.h"
 #include "outputs.h"
 #include "schemas.h"
@@ -24,6 +25,7 @@ using torch::stable::Tensor;
 
 int threads = hired::kThreads;
 int streams = 1;
+std::mutex machine;  // there is one
 
 void raise(const Status& status) {
   if (status.ok()) return;
@@ -41,8 +43,7 @@ template <class SomeCall>
 Selected run(const Tensor& features, SomeCall* call,
              Status (*launch)(const SomeCall&, const hired::CudaPlace&)) {
   if (call->P == 0) return hired::make_outputs(features, call);
-  static std::mutex mutex;  // there is one emulated machine
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(machine);
   std::vector<Selected> outs;
   std::vector<Tensor> workspaces;
   std::vector<hired::Counters*> counters(static_cast<size_t>(streams));
@@ -74,6 +75,38 @@ Selected run(const Tensor& features, SomeCall* call,
     if (!same_bytes(std::get<0>(outs[i]), std::get<0>(outs[0])) ||
         !same_bytes(std::get<1>(outs[i]), std::get<1>(outs[0])) ||
         !same_bytes(std::get<2>(outs[i]), std::get<2>(outs[0]))) {
+      throw std::runtime_error("hired_emulated: launches on two streams met");
+    }
+  }
+  return outs[0];
+}
+
+// cls_attention on every stream at once.
+Tensor emulate_cls_attention(Tensor query, Tensor key, int64_t tokens,
+                             std::optional<double> scale) {
+  hired::ClsAttentionCall call{};
+  hired::check_cls_attention(query, key, tokens, scale, hired::kCudaLimits, &call);
+  if (call.P == 0) return hired::make_attention(query, &call);
+  const std::lock_guard<std::mutex> lock(machine);
+  std::vector<Tensor> outs;
+  std::vector<char> names(static_cast<size_t>(streams));
+  Status status;
+  std::string failure;
+  try {
+    hired_emulator::together([&] {
+      for (size_t i = 0; i < names.size() && status.ok(); ++i) {
+        void* stream = i == 0 ? nullptr : &names[i];
+        outs.push_back(hired::make_attention(query, &call));
+        status = hired::launch_cls_attention_cuda(call, 0, stream, threads);
+      }
+    });
+  } catch (const hired_emulator::Failure& error) {
+    failure = error.what();
+  }
+  raise(status);
+  if (!failure.empty()) throw std::runtime_error("hired_emulated: " + failure);
+  for (const Tensor& out : outs) {
+    if (!same_bytes(out, outs[0])) {
       throw std::runtime_error("hired_emulated: launches on two streams met");
     }
   }
@@ -125,9 +158,11 @@ extern "C" __attribute__((visibility("default"))) void hired_emulated_configure(
 STABLE_TORCH_LIBRARY(hired_emulated, m) {
   m.def(hired::kSelectSchema);
   m.def(hired::kSelectQkSchema);
+  m.def(hired::kClsAttentionSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hired_emulated, CPU, m) {
   m.impl("select", TORCH_BOX(&emulate_select));
   m.impl("select_qk", TORCH_BOX(&emulate_select_qk));
+  m.impl("cls_attention", TORCH_BOX(&emulate_cls_attention));
 }

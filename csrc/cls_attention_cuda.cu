@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cls_attention_cuda.h"
+
+#include <mutex>
+#include <set>
+
+#include "cls_attention_kernel.cuh"
+#include "launch.cuh"
+
+namespace hired {
+namespace {
+
+static_assert(kCudaLimits.partitions * kCudaLimits.heads <= INT32_MAX, "blocks of a launch");
+
+// Once a device.
+Status check_code_once(int device) {
+  static std::mutex mutex;
+  static std::set<int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (known.count(device) != 0) return Status::Ok();
+  const OutsideCapture outside;
+  if (Status status = cuda_status(outside.error(), "code"); !status.ok()) return status;
+  Status status = check_code(cls_attention_kernel<float>, "query", device);
+  if (status.ok()) known.insert(device);
+  return status;
+}
+
+template <class Scalar>
+Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
+  const Heads& heads = call.heads;
+  if (Status status = check_aligned<Scalar>("query", call.layer.query); !status.ok()) return status;
+  if (Status status = check_aligned<Scalar>("key", call.layer.key); !status.ok()) return status;
+  const int64_t blocks = call.P * heads.H;
+  ClsAttentionParams params{};
+  params.heads = {static_cast<int32_t>(heads.H), static_cast<int32_t>(heads.N),
+                  static_cast<int32_t>(heads.Dh), heads.scale};
+  params.layer = call.layer;
+  params.key_lanes = key_lanes<Scalar>(call.layer, heads.Dh);
+  params.T = static_cast<int32_t>(call.T);
+  params.attention = call.attention;
+  const size_t shared = kMaxWarps * sizeof(uint32_t) + head_bytes(heads.N, heads.Dh);
+  void* arguments[] = {&params};
+  return cuda_status(
+      cudaLaunchKernel(cls_attention_kernel<Scalar>, dim3(static_cast<unsigned>(blocks)),
+                       dim3(static_cast<unsigned>(threads)), arguments, shared,
+                       static_cast<cudaStream_t>(stream)),
+      "the kernel to start");
+}
+
+}  // namespace
+
+Status launch_cls_attention_cuda(const ClsAttentionCall& call, int device, void* stream,
+                                 int32_t threads) {
+  if (Status status = set_device(device); !status.ok()) return status;
+  if (Status status = check_code_once(device); !status.ok()) return status;
+  switch (call.dtype) {
+    case Dtype::kFloat16: return launch<Float16>(call, stream, threads);
+    case Dtype::kBFloat16: return launch<BFloat16>(call, stream, threads);
+    default: return launch<float>(call, stream, threads);
+  }
+}
+
+}  // namespace hired

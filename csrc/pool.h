@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Threads of the caller's, for the CPU launchers.
+#pragma once
+
+#include <cstdint>
+
+namespace hired {
+
+// Runs body(argument, begin, end) over ranges that cover [0, n), at least `grain` long, on the
+// caller's threads.
+struct Pool {
+  void (*run)(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* argument);
+};
+
+}  // namespace hired
