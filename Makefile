@@ -108,7 +108,7 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 	touch $@
 
 test-vllm: setup $(VLLM_BIN)/.installed
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
+	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

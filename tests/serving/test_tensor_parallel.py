@@ -7,7 +7,7 @@ import pytest
 import torch
 from llava_models import SIZES
 from test_tokens import assert_agree
-from tiny import Request, call, generate
+from tiny import Request, call, generate, started
 
 BUDGETS = (0.1, 0.5, 9)
 REQUESTS = [Request((size,), budget) for size in SIZES for budget in (None, *BUDGETS)]
@@ -30,10 +30,8 @@ def asked(llava_next):
 
 
 def _ask(engine):
-    from vllm import LLM
-
-    llm = LLM(**engine)
-    return generate(llm, REQUESTS), llm.collective_rpc(_kept)
+    with started(engine) as llm:
+        return generate(llm, REQUESTS), llm.collective_rpc(_kept)
 
 
 def _kept(worker):

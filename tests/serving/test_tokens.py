@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from llava_models import SIZES, TILE
-from tiny import NEW_TOKENS, Request, call, generate, in_vllm
+from tiny import NEW_TOKENS, Request, call, generate, in_vllm, started
 
 import hired_kernels as hired
 
@@ -119,11 +119,9 @@ def test_caches_and_chunks(llava_next):
 
 
 def _asked_twice(engine, requests):
-    from vllm import LLM
-
-    llm = LLM(**engine, disable_log_stats=False)
-    first, second = generate(llm, requests), generate(llm, requests)
-    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    with started({**engine, "disable_log_stats": False}) as llm:
+        first, second = generate(llm, requests), generate(llm, requests)
+        metrics = {metric.name: metric for metric in llm.get_metrics()}
     return first, second, metrics["vllm:prefix_cache_hits"].value
 
 
@@ -155,19 +153,14 @@ def save_for_stock_vllm(served, folder):
 
 
 def _logprobs(engine, requests):
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
 
-    llm = LLM(**engine)
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=4)
     prompts = [
         {"prompt": each.text, "multi_modal_data": {"image": each.pictures}} for each in requests
     ]
-    # One by one: which requests share a step would decide the last bit.
-    outputs = [llm.generate(prompt, greedy, use_tqdm=False)[0] for prompt in prompts]
-    return [
-        [
-            {token: entry.logprob for token, entry in step.items()}
-            for step in each.outputs[0].logprobs
-        ]
-        for each in outputs
-    ]
+    with started(engine) as llm:
+        # One by one: which requests share a step would decide the last bit.
+        outputs = [llm.generate(prompt, greedy, use_tqdm=False)[0] for prompt in prompts]
+    steps = [step for each in outputs for step in each.outputs[0].logprobs]
+    return [{token: entry.logprob for token, entry in step.items()} for step in steps]

@@ -8,7 +8,9 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,17 +169,29 @@ def call(function: Callable, *arguments: Any, environment: dict[str, str] | None
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(function, arguments)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(function, *arguments).result()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _answers(engine: dict[str, Any], requests: list[Request]) -> list[Answer]:
+    with started(engine) as llm:
+        return generate(llm, requests)
+
+
+@contextmanager
+def started(engine: dict[str, Any]) -> Iterator[Any]:
+    """A `vllm.LLM` that is shut down afterwards: its processes would keep this one alive."""
     from vllm import LLM
 
-    return generate(LLM(**engine), requests)
+    llm = LLM(**engine)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
 
 
 def generate(llm: Any, requests: Sequence[Request]) -> list[Answer]:
