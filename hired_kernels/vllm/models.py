@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The architectures that the plugin adds: vLLM's LLaVA-NeXT and LLaVA-1.5 with a token budget.
 
-Pictures that come without a budget go the stock model's way; those with one, of all requests of a
-step, go through the tower together, one launch for their selection.
+Pictures that come without a budget go the stock model's way; those with one go through the tower
+together, whatever their requests, with one launch for their selection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
-from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+)
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -43,6 +46,10 @@ class _Hired:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.hired = Options.of(vllm_config.model_config.hf_config)
+        # vLLM bounds a step by the tokens that it yields, of which a pruned picture has few: by
+        # themselves a hundred pictures could meet in the tower. It takes them in turns, with as
+        # many patches at a time as the step may have tokens.
+        self.patches_at_a_time = vllm_config.scheduler_config.max_num_batched_tokens
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         budgets = kwargs.pop(REQUEST, None)
@@ -50,37 +57,51 @@ class _Hired:
         pruned = [item for item, budget in enumerate(budgets) if budget != processing.STOCK]
         if not pruned:
             return super().embed_multimodal(**kwargs)
-        pictures = kwargs["pixel_values"]
-        sizes = kwargs.get("image_sizes")
         embeddings: list[Tensor | None] = [None] * len(budgets)
         stock = [item for item in range(len(budgets)) if item not in pruned]
         if stock:
-            some = {"pixel_values": _some(pictures, stock)}
-            if sizes is not None:
-                some["image_sizes"] = _some(sizes, stock)
+            some = {name: _some(values, stock) for name, values in kwargs.items()}
             for item, features in zip(stock, super().embed_multimodal(**some), strict=True):
                 embeddings[item] = features
+        pixels, sizes = kwargs["pixel_values"], kwargs.get("image_sizes")
         tile = self.config.vision_config.image_size
-        pixels = [picture.reshape(-1, 3, tile, tile) for picture in _some(pictures, pruned)]
-        pairs = [(tile, tile)] * len(pruned)
-        if sizes is not None:
-            pairs = [tuple(size.tolist()) for size in _some(sizes, pruned)]
-        todo = self.hired.plan([budgets[item] for item in pruned], pairs)
-        for item, features in zip(pruned, self._kept(pixels, todo), strict=True):
-            embeddings[item] = features
+        for items in self._in_turns(pruned, sizes):
+            pairs = [(tile, tile) if sizes is None else tuple(sizes[i].tolist()) for i in items]
+            todo = self.hired.plan([budgets[item] for item in items], pairs)
+            kept = self._kept([pixels[item] for item in items], todo)
+            for item, features in zip(items, kept, strict=True):
+                embeddings[item] = features
         return embeddings
 
-    def _kept(self, pixels: Sequence[Tensor], todo: Plan) -> Sequence[Tensor]:
+    def _in_turns(self, items: Sequence[int], sizes: Any) -> list[list[int]]:
+        """Pictures that go through the tower together, in their order, at least one."""
+        anatomy, turns, patches = self.hired.anatomy, [], 0
+        for item in items:
+            size = (1, 1) if sizes is None else sizes[item].tolist()
+            more = anatomy.layout(*size).partitions * anatomy.tokens
+            if not turns or patches + more > self.patches_at_a_time:
+                turns.append([])
+                patches = 0
+            turns[-1].append(item)
+            patches += more
+        return turns
+
+    def _kept(self, pictures: Sequence[Tensor], todo: Plan) -> list[Tensor]:
         """Features (K, width of the language model) of each picture.
 
-        pixels: (partitions, 3, tile, tile) of each, maybe with padding up to another picture's.
+        pictures: (partitions, 3, tile, tile) of each, maybe with padding up to another picture's,
+        or (3, tile, tile).
         """
-        parts = zip(pixels, todo.partitions, strict=True)
-        batch = torch.cat([picture[:count] for picture, count in parts])
+        partitions = [
+            picture[:count] if picture.dim() == 4 else picture[None]
+            for picture, count in zip(pictures, todo.partitions, strict=True)
+        ]
         layer = self.config.vision_feature_layer
+        batch = torch.cat(partitions)
         kept = keep(self.vision_tower, batch, layer, todo, self.hired.settings)
         features = self._filled(self.multi_modal_projector(kept.tokens), kept.indices)
-        return features.split(todo.rows)
+        # vLLM keeps pictures apart: views would keep each other's memory.
+        return [picture.clone() for picture in features.split(todo.rows)]
 
     def _filled(self, features: Tensor, indices: Tensor) -> Tensor:
         """The features, with something said in rows that no token was found for (published)."""
@@ -88,9 +109,9 @@ class _Hired:
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    processing.HiredLlavaMultiModalProcessor,
-    info=processing.HiredLlavaProcessingInfo,
-    dummy_inputs=processing.LlavaDummyInputsBuilder,
+    processing.llava_processor,
+    info=processing.llava_info,
+    dummy_inputs=LlavaDummyInputsBuilder,
 )
 class HiredLlavaForConditionalGeneration(_Hired, LlavaForConditionalGeneration):
     """LLaVA-1.5 (ShareGPT4V too) with a token budget."""
@@ -101,7 +122,7 @@ class HiredLlavaForConditionalGeneration(_Hired, LlavaForConditionalGeneration):
 @MULTIMODAL_REGISTRY.register_processor(
     processing.HiredLlavaNextMultiModalProcessor,
     info=processing.HiredLlavaNextProcessingInfo,
-    dummy_inputs=processing.LlavaDummyInputsBuilder,
+    dummy_inputs=LlavaDummyInputsBuilder,
 )
 class HiredLlavaNextForConditionalGeneration(_Hired, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT with a token budget."""
@@ -118,7 +139,6 @@ class HiredLlavaNextForConditionalGeneration(_Hired, LlavaNextForConditionalGene
 
 
 def _some(values: Any, items: Sequence[int]) -> Any:
-    """Those of a batch, a tensor or a list of them."""
-    if isinstance(values, Tensor):
-        return values[list(items)]
-    return [values[item] for item in items]
+    """Those of a batch, one tensor where vLLM has one."""
+    chosen = [values[item] for item in items]
+    return torch.stack(chosen) if isinstance(values, Tensor) else chosen

@@ -9,7 +9,7 @@ configuration, so both know the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..models import support
@@ -18,6 +18,8 @@ from ..models.accounting import Anatomy, Plan, Settings, plan, refuse
 REQUEST = "hired_budget"
 _RULES = ("alpha", "policy")
 _OF_A_SERVER = ("budget", "max_budget", *_RULES)
+# vLLM's caches tell numbers apart by their bytes: beyond this an integer could pass for a share.
+_LARGEST = (1 << 31) - 1
 
 Budget = float | int | None
 
@@ -27,7 +29,7 @@ class Options:
     """What a server was started with. `why_not` says why its model has to stay as it is, if so.
 
     budget: of a request that asks for none; None leaves its pictures to the stock model.
-    max_budget: the most that a request may ask for, and what vLLM sizes its encoder cache by. With
+    max_budget: the most that a request may ask for, and that vLLM profiles its memory with. With
     None it may ask for anything, the stock model included.
     """
 
@@ -43,18 +45,17 @@ class Options:
 
         Raises ValueError for options that do not exist, or that the model cannot be served with.
         """
-        asked = getattr(config, "hired", None) or {}
+        asked = getattr(config, "hired", {})
         if not isinstance(asked, Mapping) or not set(asked) <= set(_OF_A_SERVER):
             raise refuse("hired", f"a mapping of {', '.join(_OF_A_SERVER)}", repr(asked))
         budget, max_budget = asked.get("budget"), asked.get("max_budget")
-        if max_budget is not None and budget is None:
-            raise refuse("hired", "a budget beside max_budget", repr(asked))
         settings = Settings(**{name: asked[name] for name in _RULES if name in asked})
         why_not = _why_not(config)
         anatomy = Anatomy.of(config) if why_not is None else None
         options = cls(settings, anatomy, budget, max_budget, why_not)
         for each in (budget, max_budget):
             options.check(each)
+        options._check_default()
         return options
 
     def asked(self, processor_kwargs: Mapping[str, object]) -> Budget:
@@ -62,9 +63,7 @@ class Options:
 
         Raises ValueError for what it cannot be.
         """
-        for name in processor_kwargs:
-            if name.startswith("hired") and name != REQUEST:
-                raise refuse("mm_processor_kwargs", REQUEST, name)
+        check_names(processor_kwargs)
         budget = processor_kwargs.get(REQUEST, self.budget)
         self.check(budget)
         return budget
@@ -73,12 +72,22 @@ class Options:
         """Raise ValueError unless a request may have this budget, whatever its pictures."""
         if budget is None:
             return
-        try:
-            replace(self.settings, budget=budget)
-        except ValueError as error:
-            raise ValueError(str(error).replace("budget", REQUEST, 1)) from None
+        share = isinstance(budget, float) and 0 < budget <= 1
+        count = isinstance(budget, int) and not isinstance(budget, bool) and 0 < budget <= _LARGEST
+        if not share and not count:
+            expected = f"a float in (0, 1] or an integer from 1 to {_LARGEST}"
+            raise refuse(REQUEST, expected, repr(budget))
         if self.why_not is not None:
             raise ValueError(self.why_not)
+
+    def _check_default(self) -> None:
+        """Raise ValueError where the server would refuse requests that ask for nothing."""
+        budget, limit = self.budget, self.max_budget
+        if isinstance(budget, float) and int(self.anatomy.tokens * budget) < 1:
+            raise refuse("budget", "at least one token of each picture", budget)
+        if limit is not None and (type(budget) is not type(limit) or budget > limit):
+            expected = f"a budget of at most max_budget, {limit}, both shares or both integers"
+            raise refuse("budget", expected, budget)
 
     def admit(self, budget: Budget, sizes: Sequence[tuple[int, int]]) -> Plan | None:
         """What a request's pictures of these (height, width) in pixels keep; None: the stock model.
@@ -105,6 +114,13 @@ class Options:
     def plan(self, budgets: Sequence[float | int], sizes: Sequence[tuple[int, int]]) -> Plan:
         """What pictures keep, with a budget and a (height, width) in pixels for each."""
         return plan(self.settings, self.anatomy, sizes, budgets)
+
+
+def check_names(processor_kwargs: Mapping[str, object]) -> None:
+    """Raise ValueError for an option that looks like ours and is none."""
+    for name in processor_kwargs:
+        if name.startswith("hired") and name != REQUEST:
+            raise refuse("mm_processor_kwargs", REQUEST, name)
 
 
 def _why_not(config: Any) -> str | None:

@@ -9,6 +9,7 @@ request, and not in the worker, where it would end the engine.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,12 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, PixtralVisionConfig
 from vllm.model_executor.models.llava import (
     BaseLlavaMultiModalProcessor,
+    BaseLlavaProcessingInfo,
     LlavaDummyInputsBuilder,
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
+    PixtralHFMultiModalProcessor,
+    PixtralHFProcessingInfo,
 )
 from vllm.model_executor.models.llava_next import (
     LlavaNextMultiModalProcessor,
@@ -30,9 +34,15 @@ from vllm.model_executor.models.llava_next import (
 )
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
-from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
+from vllm.multimodal.processing import (
+    BaseMultiModalProcessor,
+    InputProcessingContext,
+    ProcessorInputs,
+    PromptReplacement,
+    PromptUpdate,
+)
 
-from ..models.accounting import Plan, refuse
+from ..models.accounting import refuse
 from .options import REQUEST, Options
 
 STOCK = -1
@@ -43,7 +53,19 @@ class _Info:
 
     @cached_property
     def hired(self) -> Options:
+        """The server's options. Raises ValueError where they cannot be."""
+        for name in self.ctx.get_mm_config().mm_processor_kwargs or {}:
+            if name.startswith("hired"):
+                expected = """a server's budget in --hf-overrides '{"hired": {"budget": ...}}'"""
+                raise refuse("mm_processor_kwargs", expected, name)
         return Options.of(self.get_hf_config())
+
+    @property
+    def model_id(self) -> str:
+        """What vLLM's caches know the model by: servers with other options keep other tokens."""
+        options = getattr(self.get_hf_config(), "hired", None)
+        name = super().model_id
+        return f"{name} hired={json.dumps(options, sort_keys=True)}" if options else name
 
 
 class HiredLlavaProcessingInfo(_Info, LlavaProcessingInfo):
@@ -66,36 +88,39 @@ class _Processor(BaseLlavaMultiModalProcessor):
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
         hired, budget = self.info.hired, self.info.hired.asked(hf_kwargs)
-        stock_kwargs = {name: value for name, value in hf_kwargs.items() if name != REQUEST}
+        # vLLM asks for tensors where a request does not say otherwise.
+        ours = (REQUEST, "return_tensors")
+        stock_kwargs = {name: value for name, value in hf_kwargs.items() if name not in ours}
         output = super()._call_hf_processor(hf_data, stock_kwargs)
-        if "pixel_values" in output:
-            pictures = output["pixel_values"]
-            todo = hired.admit(budget, self._sizes(output))
-            if todo is not None:
-                self._check(pictures, todo)
+        if "pixel_values" in output and hired.anatomy is not None:
+            pictures, sizes = output["pixel_values"], self._sizes(output)
+            self._check(pictures, sizes)
+            todo = hired.admit(budget, sizes)
             budgets = [STOCK] * len(pictures) if todo is None else todo.budgets
             output[REQUEST] = torch.tensor(budgets, dtype=torch.int64)
         return output
 
-    def _check(self, pictures: Sequence[Tensor], todo: Plan) -> None:
-        """Raise ValueError unless the worker will find the partitions that it is going to keep of.
+    def _check(self, pictures: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError unless the worker will find the partitions that it expects.
 
-        A request can ask for another preprocessing than the model's.
+        A request can ask for another preprocessing than the model's, and vLLM's own worker, too,
+        would end with the engine over it.
         """
-        tile = self.info.hired.anatomy.tile
-        for picture, partitions in zip(pictures, todo.partitions, strict=True):
-            *found, height, width = picture.shape
-            cut = math.prod(found[:-1])
-            if cut < partitions or (height, width) != (tile, tile):
-                expected = f"{partitions} partition(s) of {tile} x {tile} pixels"
-                raise refuse("pixel_values", expected, f"{cut} of {height} x {width}")
+        anatomy = self.info.hired.anatomy
+        tile = (3, anatomy.tile, anatomy.tile)
+        for picture, size in zip(pictures, sizes, strict=True):
+            *found, _, _, _ = shape = tuple(picture.shape)
+            partitions = anatomy.layout(*size).partitions
+            if math.prod(found) < partitions or shape[-3:] != tile:
+                expected = f"{partitions} partition(s) of shape {tile}"
+                raise refuse("pixel_values", expected, f"{math.prod(found)} of {shape[-3:]}")
 
     def _sizes(self, output: BatchFeature) -> list[tuple[int, int]]:
         """(height, width) in pixels of the pictures of a processor's output."""
-        if "image_sizes" in output:
-            return [tuple(size) for size in output["image_sizes"].tolist()]
-        tile = self.info.get_vision_encoder_info().get_image_size()
-        return [(tile, tile)] * len(output["pixel_values"])
+        tile = self.info.hired.anatomy.tile
+        if "image_sizes" not in output:
+            return [(tile, tile)] * len(output["pixel_values"])
+        return [tuple(size) for size in torch.as_tensor(output["image_sizes"]).tolist()]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -119,7 +144,7 @@ class _Processor(BaseLlavaMultiModalProcessor):
             if budget == STOCK:
                 return stock.replacement(item)
             size = data.get("image_sizes")
-            tile = self.info.get_vision_encoder_info().get_image_size()
+            tile = self.info.hired.anatomy.tile
             height, width = (tile, tile) if size is None else size.tolist()
             return stock.target * self.info.hired.plan([budget], [(height, width)]).rows[0]
 
@@ -134,10 +159,17 @@ class HiredLlavaNextMultiModalProcessor(_Processor, LlavaNextMultiModalProcessor
     """LLaVA-NeXT's."""
 
 
-__all__ = [
-    "HiredLlavaMultiModalProcessor",
-    "HiredLlavaNextMultiModalProcessor",
-    "HiredLlavaNextProcessingInfo",
-    "HiredLlavaProcessingInfo",
-    "LlavaDummyInputsBuilder",
-]
+def llava_info(ctx: InputProcessingContext) -> BaseLlavaProcessingInfo:
+    """As for vLLM's class, which also serves Pixtral's towers."""
+    if isinstance(ctx.get_hf_config().vision_config, PixtralVisionConfig):
+        return PixtralHFProcessingInfo(ctx)
+    return HiredLlavaProcessingInfo(ctx)
+
+
+def llava_processor(
+    info: BaseLlavaProcessingInfo, dummy_inputs: LlavaDummyInputsBuilder, **more: Any
+) -> BaseMultiModalProcessor:
+    """As for vLLM's class, which also serves Pixtral's towers."""
+    if isinstance(info, PixtralHFProcessingInfo):
+        return PixtralHFMultiModalProcessor(info, dummy_inputs, **more)
+    return HiredLlavaMultiModalProcessor(info, dummy_inputs, **more)

@@ -17,5 +17,12 @@ def llava_next(tmp_path_factory) -> tiny.Model:
 
 
 @pytest.fixture(scope="session")
+def llava_next_layers(tmp_path_factory) -> tiny.Model:
+    """Of several feature layers."""
+    folder = tmp_path_factory.mktemp("llava-next-layers")
+    return tiny.Model.make("llava-next-mistral", folder, vision_feature_layer=[1, -2])
+
+
+@pytest.fixture(scope="session")
 def llava(tmp_path_factory) -> tiny.Model:
     return tiny.Model.make("llava", tmp_path_factory.mktemp("llava"))

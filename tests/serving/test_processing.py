@@ -7,10 +7,13 @@ import pytest
 import torch
 from llava_models import PINPOINTS, SIZES, TILE, picture
 from tiny import Request
+from transformers import PixtralVisionConfig
 from vllm.config import ModelConfig
+from vllm.model_executor.models.llava import PixtralHFProcessingInfo
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from hired_kernels import geometry, vllm
+from hired_kernels.vllm import processing
 from hired_kernels.vllm.options import Options
 
 SIDE = TILE // 14
@@ -83,14 +86,11 @@ def test_worker_is_told_what_the_placeholders_say(llava_next):
         assert tuple(item["image_sizes"].data.tolist()) == size
 
 
+_NO_BUDGETS = [2.0, 0.0, float("nan"), -1, 0, 2**31, 10**30, True, "0.1", [0.1], {"a": 1}]
 BAD_BUDGETS = [
-    (2.0, "expected a float in (0, 1] or an integer of at least 0, got 2.0"),
-    (float("nan"), "expected a float in (0, 1] or an integer of at least 0, got nan"),
-    (-1, "expected a float in (0, 1] or an integer of at least 0, got -1"),
-    (True, "expected a float in (0, 1] or an integer of at least 0, got True"),
-    ("0.1", "expected a float in (0, 1] or an integer of at least 0, got '0.1'"),
-    ([0.1], "expected a float in (0, 1] or an integer of at least 0, got [0.1]"),
-    (0, "expected at least one token of each picture, got 0, 0 tokens of 168 x 168 pixels"),
+    (budget, f"expected a float in (0, 1] or an integer from 1 to 2147483647, got {budget!r}")
+    for budget in _NO_BUDGETS
+] + [
     (1e-3, "expected at least one token of each picture, got 0.001, 0 tokens of 168 x 168"),
 ]
 
@@ -115,22 +115,51 @@ def test_preprocessing_that_the_worker_could_not_read(llava, llava_next):
     processor = processor_of(llava, budget=0.4)
     pictures = processor.info.parse_mm_data({"image": [picture((168, 168))]})
     raw = {"do_resize": False, "do_center_crop": False}
-    expected = r"^hired: pixel_values: expected 1 partition\(s\) of 84 x 84.* got 1 of 168 x 168"
-    with pytest.raises(ValueError, match=expected):
-        processor("<image>", pictures, hf_processor_mm_kwargs=raw)
+    expected = r"^hired: pixel_values: expected 1 partition\(s\) of .* got 1 of \(3, 168, 168\)"
+    for budget in ({}, {"hired_budget": None}):
+        with pytest.raises(ValueError, match=expected):
+            processor("<image>", pictures, hf_processor_mm_kwargs={**raw, **budget})
+    processor = processor_of(llava_next)
+    for shape in ((2, 3, TILE, TILE), (5, 1, TILE, TILE), (5, 4, TILE, TILE), (5, 3, TILE, 9)):
+        with pytest.raises(ValueError, match=r"expected 5 partition\(s\) of shape \(3, 84, 84\)"):
+            processor._check(torch.zeros(1, *shape), [(168, 168)])
+    processor._check(torch.zeros(1, 5, 3, TILE, TILE), [(168, 168)])
+
+
+@pytest.mark.parametrize("kind", ["np", None])
+def test_tensors_whatever_a_request_asks_for(llava_next, kind):
     processor = processor_of(llava_next, budget=0.4)
-    todo = processor.info.hired.admit(0.4, [(168, 168)])
-    with pytest.raises(ValueError, match=r"expected 5 partition\(s\) .* got 2 of 84 x 84"):
-        processor._check(torch.zeros(1, 2, 3, TILE, TILE), todo)
+    pictures = processor.info.parse_mm_data({"image": [picture((168, 168))]})
+    asked = {"return_tensors": kind}
+    output = processor("<image>", pictures, hf_processor_mm_kwargs=asked)
+    assert [each.length for each in output["mm_placeholders"]["image"]] == [72]
+
+
+def test_caches_tell_servers_apart(llava_next):
+    """Servers that share a cache keep other tokens of the same picture."""
+
+    def key(**options):
+        processor = processor_of(llava_next, **options)
+        return processed(processor, Request(((168, 168),)))["mm_hashes"]["image"]
+
+    rules = [{}, {"budget": 0.2}, {"budget": 0.2, "alpha": 0.3}, {"budget": 0.3}]
+    keys = [str(key(**options)) for options in rules]
+    assert len(set(keys)) == len(rules)
+    assert keys == [str(key(**options)) for options in rules]
 
 
 def test_max_budget(llava_next):
     processor = processor_of(llava_next, budget=0.2, max_budget=0.4)
     assert placeholders(processor, [(168, 168)], 0.4) == [72]
     assert placeholders(processor, [(168, 168)], 72) == [72]
-    for budget in (0.41, 73, 1.0, None):
+    # Of the padded picture 72 tokens are more than 40 %.
+    assert placeholders(processor, [(168, 168), (168, 168)], 72) == [72, 72]
+    for sizes, budget in [([(168, 168)], each) for each in (0.41, 73, 1.0, None)] + [
+        ([(168, 168), (240, 80)], 72),
+        ([(240, 80), (168, 168)], 72),
+    ]:
         with pytest.raises(ValueError, match=r"hired_budget: expected at most max_budget, 0\.4"):
-            placeholders(processor, [(168, 168)], budget)
+            placeholders(processor, sizes, budget)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +168,7 @@ def test_max_budget(llava_next):
     ids=str,
 )
 def test_the_engine_makes_room_for_the_largest_request(llava_next, options, most):
-    """vLLM sizes its encoder cache by the dummy inputs; a larger picture would never be served."""
+    """vLLM plans for dummy inputs; a larger picture would never be served."""
     processor = processor_of(llava_next, **options)
     ranges = processor.get_dummy_mm_inputs({"image": 1})["mm_placeholders"]["image"]
     assert [each.length for each in ranges] == [most]
@@ -151,9 +180,13 @@ def test_the_engine_makes_room_for_the_largest_request(llava_next, options, most
     [
         ({"bugdet": 0.1}, "hired: a mapping of budget, max_budget, alpha, policy"),
         ({"budget": 1.5}, "hired_budget: expected a float in"),
+        ({"budget": 0}, "hired_budget: expected a float in"),
+        ({"budget": 0.01}, "budget: expected at least one token of each picture, got 0.01"),
+        ({"budget": 0.5, "max_budget": 0.2}, "budget: expected a budget of at most max_budget"),
+        ({"budget": 400, "max_budget": 0.2}, "budget: expected a budget of at most max_budget"),
         ({"budget": 0.1, "policy": "best"}, "policy: expected exact or published"),
         ({"budget": 0.1, "alpha": 2}, "alpha: expected a number in"),
-        ({"max_budget": 0.5}, "a budget beside max_budget"),
+        ({"max_budget": 0.5}, "budget: expected a budget of at most max_budget, 0.5"),
         ({"budget": 0.5, "max_budget": "all"}, "hired_budget: expected a float in"),
     ],
     ids=str,
@@ -162,6 +195,27 @@ def test_bad_options_of_a_server(llava_next, options, expected):
     with pytest.raises(ValueError, match=r"^hired: ") as raised:
         processor_of(llava_next, **options).info.hired  # noqa: B018
     assert expected.replace("hired: ", "expected ") in str(raised.value)
+
+
+def test_a_server_s_budget_among_the_processor_s_options_is_refused(llava_next):
+    """vLLM would hand it on to transformers, which would ignore it."""
+    engine = llava_next.engine()
+    names = ("model", "hf_overrides", "dtype", "max_model_len")
+    config = ModelConfig(
+        **{name: engine[name] for name in names}, mm_processor_kwargs={"hired_budget": 0.1}
+    )
+    processor = MULTIMODAL_REGISTRY.create_processor(config)
+    with pytest.raises(ValueError, match="expected a server's budget in --hf-overrides"):
+        processor.get_dummy_mm_inputs({"image": 1})
+
+
+def test_pixtral_is_vllms_own(llava):
+    """vLLM's LLaVA class serves it too, with another processor."""
+    context = processor_of(llava).info.ctx
+    assert type(processing.llava_info(context)).__name__ == "HiredLlavaProcessingInfo"
+    context.model_config.hf_config.vision_config = PixtralVisionConfig()
+    info = processing.llava_info(context)
+    assert type(info) is PixtralHFProcessingInfo
 
 
 def test_models_that_it_does_not_serve_stay_stock(llava_next):

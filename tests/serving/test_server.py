@@ -135,6 +135,17 @@ def test_a_broken_picture_fails_its_own_request(server, llava_next, url):
     assert expected_of(llava_next, request).agrees(ask(server, request))
 
 
+@pytest.mark.parametrize("budget", ["server", 0.2, None])
+def test_a_preprocessing_that_cannot_be_fails_its_own_request(server, llava_next, budget):
+    """With the budget or without: vLLM's own worker would end over it, too."""
+    half = {"size": {"shortest_edge": 42}, "crop_size": {"height": 42, "width": 42}}
+    request = Request(((168, 168),), budget)
+    urls = [png_url(each) for each in request.pictures]
+    code, _ = post(server, urls, {**half, **request.processor_kwargs})
+    assert code == 400
+    assert expected_of(llava_next, request).agrees(ask(server, request))
+
+
 def test_two_hundred_requests_at_once(server, llava_next):
     """Sizes and budgets mixed, every fifth of them broken: to each its own."""
     draw = random.Random(0)
@@ -146,9 +157,9 @@ def test_two_hundred_requests_at_once(server, llava_next):
     jobs = []
     for number in range(200):
         if number % 10 == 4:
-            jobs.append((None, [BROKEN[number % len(BROKEN)]], {"hired_budget": 0.2}))
+            jobs.append((None, [BROKEN[number // 10 % len(BROKEN)]], {"hired_budget": 0.2}))
         elif number % 10 == 9:
-            bad = BAD_BUDGETS[number % len(BAD_BUDGETS)][0]
+            bad = BAD_BUDGETS[number // 10 % len(BAD_BUDGETS)][0]
             jobs.append((None, [png_url(picture((168, 168)))], {"hired_budget": bad}))
         else:
             which = draw.randrange(len(good))

@@ -88,9 +88,9 @@ class Model:
     processor: Any = field(repr=False)
 
     @classmethod
-    def make(cls, kind: str, folder: Path) -> Model:
+    def make(cls, kind: str, folder: Path, **changes: Any) -> Model:
         # vLLM's attention on a CPU takes heads of 32 at the least.
-        model, processor = llava_models.make(kind, width=64, words=WORDS)
+        model, processor = llava_models.make(kind, width=64, words=WORDS, **changes)
         processor.chat_template = CHAT_TEMPLATE
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
