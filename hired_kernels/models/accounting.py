@@ -102,6 +102,16 @@ class Plan:
     partitions: list[int]
     most: int
 
+    def rules(self, settings: Settings) -> dict[str, Any]:
+        """The operators' arguments that are no tensors."""
+        return {
+            "grids": self.grids,
+            "budget": self.budgets,
+            "alpha": settings.alpha,
+            "crops": self.crops,
+            "policy": settings.policy,
+        }
+
     @property
     def full_images(self) -> list[int]:
         """Where in the batch of partitions each picture begins."""

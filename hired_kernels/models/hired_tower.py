@@ -99,13 +99,4 @@ def full_tower(
 def _select(
     features: Tensor, scores: Sequence[Tensor], scale: float, todo: Plan, settings: Settings
 ) -> Selection:
-    return select_qk(
-        features,
-        *scores,
-        grids=todo.grids,
-        budget=todo.budgets,
-        alpha=settings.alpha,
-        scale=scale,
-        crops=todo.crops,
-        policy=settings.policy,
-    )
+    return select_qk(features, *scores, scale=scale, **todo.rules(settings))

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from .. import ops
 from ..models import support
 from ..models.accounting import Anatomy, Plan, Settings, plan, refuse
 
@@ -92,7 +95,8 @@ class Options:
     def admit(self, budget: Budget, sizes: Sequence[tuple[int, int]]) -> Plan | None:
         """What a request's pictures of these (height, width) in pixels keep; None: the stock model.
 
-        Raises ValueError where there would be no token, or more than `max_budget` allows.
+        Raises ValueError where there would be no token, or more than `max_budget` allows, or where
+        the operator would refuse them.
         """
         if budget is None:
             if self.max_budget is not None:
@@ -109,7 +113,21 @@ class Options:
                     expected = f"at most max_budget, {self.max_budget}"
                 got = f"{budget}, {rows} tokens of {height} x {width} pixels"
                 raise refuse(REQUEST, expected, got)
+        self._rehearse(todo)
         return todo
+
+    def _rehearse(self, todo: Plan) -> None:
+        """The worker's call without its tensors, where an error ends one request, not the engine.
+
+        Raises ValueError as the operators do (the published policy cannot serve every grid), and
+        unless the placeholders are as many as the tokens.
+        """
+        P, T = sum(todo.partitions), self.anatomy.tokens
+        features = torch.empty(P, T, 0, device="meta")
+        rows = torch.empty(P, 1, T, device="meta")
+        kept = ops.select(features, rows, rows, **todo.rules(self.settings))
+        if kept.indices.shape[0] != sum(todo.rows):
+            raise refuse(REQUEST, f"{kept.indices.shape[0]} placeholders", sum(todo.rows))
 
     def plan(self, budgets: Sequence[float | int], sizes: Sequence[tuple[int, int]]) -> Plan:
         """What pictures keep, with a budget and a (height, width) in pixels for each."""

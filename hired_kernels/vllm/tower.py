@@ -10,8 +10,6 @@ those that one rank alone would keep.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,13 +66,7 @@ def _select(
     todo: Plan,
     settings: Settings,
 ) -> ops.Selection:
-    rules: dict[str, Any] = {
-        "grids": todo.grids,
-        "budget": todo.budgets,
-        "alpha": settings.alpha,
-        "crops": todo.crops,
-        "policy": settings.policy,
-    }
+    rules = todo.rules(settings)
     tensors = [part for query, key in scores for part in (query[:, 0], key)]
     tensors = as_scores(tensors, features.device)
     if attn.tp_size == 1:

@@ -148,6 +148,15 @@ def test_caches_tell_servers_apart(llava_next):
     assert keys == [str(key(**options)) for options in rules]
 
 
+def test_what_the_operator_would_refuse_is_refused_here(llava_next):
+    """With all of a picture's share for the full image, the rest has nowhere to go (published)."""
+    processor = processor_of(llava_next, policy="published", alpha=1.0)
+    assert placeholders(processor, [(168, 168)], 36) == [36]
+    for budget in (37, 1.0):
+        with pytest.raises(ValueError, match="hired::select: alpha: expected int"):
+            placeholders(processor, [(168, 168)], budget)
+
+
 def test_max_budget(llava_next):
     processor = processor_of(llava_next, budget=0.2, max_budget=0.4)
     assert placeholders(processor, [(168, 168)], 0.4) == [72]
