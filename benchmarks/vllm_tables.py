@@ -126,8 +126,8 @@ def closing(cases: Sequence[Case]) -> str:
         each = [case["of_stock"] for case in whole]
         every = [ratio for case in whole for ratio in case["of_stock_rounds"]]
         lines.append(
-            f"budget 1.0: {min(each):.2f}x to {max(each):.2f}x of stock's requests/s "
-            f"(rounds by themselves: {min(every):.2f}x to {max(every):.2f}x)"
+            f"budget 1.0: {statistics.median(every):.2f}x of stock's requests/s, the median of all "
+            f"rounds; {min(each):.2f}x to {max(each):.2f}x by requests at a time"
         )
     front = min(case["front_end_ms"] for case in cases)
     lines.append(

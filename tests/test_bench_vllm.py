@@ -88,7 +88,8 @@ def test_tables_have_every_case() -> None:
     assert rows[0] == ("stock", "2,968", "5.00", "5.00", "5.00")
     assert rows[4] == ("0.1", "2,968", *["10.00 (2.00x)"] * 3)
     assert vllm_tables.closing(cases).splitlines() == [
-        "budget 1.0: 2.00x to 2.00x of stock's requests/s (rounds by themselves: 2.00x to 2.00x)",
+        "budget 1.0: 2.00x of stock's requests/s, the median of all rounds; "
+        "2.00x to 2.00x by requests at a time",
         "front end: 10 ms a picture, one at a time: 100 requests/s at most",
     ]
     pasted = vllm_tables.markdown(cases)
