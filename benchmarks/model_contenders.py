@@ -62,11 +62,11 @@ class Begun(NamedTuple):
 Contender = Callable[[], Begun]
 
 
-def make(size: Size, device: str) -> nn.Module:
-    """A model with seeded random weights on the device, in the dtype of its size."""
+def configure(size: Size) -> LlavaNextConfig:
+    """The configuration of a model of these shapes."""
     D, mlp, layers, heads = size.tower
     width, text_mlp, text_layers, text_heads, words = size.text
-    config = LlavaNextConfig(
+    return LlavaNextConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=D,
             intermediate_size=mlp,
@@ -86,6 +86,11 @@ def make(size: Size, device: str) -> nn.Module:
         image_grid_pinpoints=[list(pair) for pair in geometry.LLAVA_NEXT_PINPOINTS],
         image_token_index=IMAGE_TOKEN,
     )
+
+
+def make(size: Size, device: str) -> nn.Module:
+    """A model with seeded random weights on the device, in the dtype of its size."""
+    config = configure(size)
     torch.manual_seed(0)
     with torch.device(device):
         model = LlavaNextForConditionalGeneration._from_config(config, dtype=size.dtype)

@@ -56,7 +56,7 @@ def gpu() -> dict[str, Any]:
         "l2_bytes": properties.L2_cache_size,
         "driver": _driver(),
         "cuda": torch.version.cuda,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "built": _build_info("cuda_archs"),
         "cuda_compiler": _build_info("cuda_compiler"),
     }
@@ -132,7 +132,7 @@ def _build_info(field: str) -> Any:
     return _C.build_info().get(field)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
