@@ -19,7 +19,7 @@ INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invari
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format test-gpu bench \
-  bench-cpu bench-model bench-load evidence train-evidence wheel \
+  bench-cpu bench-model bench-load bench-vllm evidence train-evidence wheel \
   pascal-compiler kernel-report clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
+	@echo "make bench-vllm     on this CPU: vLLM with the plugin beside stock, 1 to 32 requests at a time"
 	@echo "make evidence       accuracy against budget, with the trained model that comes along"
 	@echo "make train-evidence trains that model: about 20 minutes on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
@@ -109,6 +110,9 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 
 test-vllm: setup $(VLLM_BIN)/.installed
 	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
+
+bench-vllm: setup $(VLLM_BIN)/.installed
+	$(VLLM_BIN)/python benchmarks/bench_vllm.py
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
