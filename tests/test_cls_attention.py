@@ -186,6 +186,26 @@ def test_select_of_the_rows_is_select_qk_at_llava_next_size(dtype: torch.dtype) 
             assert same(composed(target, call), target("select_qk", **call))
 
 
+@pytest.mark.parametrize("unaligned", ["none", "init", "final"])
+def test_draws_that_rounding_decides_are_decided_alike(unaligned: str) -> None:
+    # Eight sums, each of the same 64 numbers in eight orders: only their last bits differ, and they
+    # hang on the order in which a backend adds up. Every k of 64 is a cut.
+    generator = torch.Generator().manual_seed(14)
+    sums = torch.randn(8, 64, generator=generator)
+    rows = [sums[i % 8, torch.randperm(64, generator=generator)] for i in range(64)]
+    call: Call = {"features": torch.empty(63, 64, 0), "grids": [0, 0] * 63, "scale": 0.1}
+    call |= {"budgets": list(range(1, 64)), "alpha": 0.5, "crops": None}
+    call |= {"policy": "exact", "order": "partition"}
+    for layer in ("init", "final"):
+        begin = int(layer == unaligned)
+        keys = torch.empty(64 * 64 + 1)[begin : begin + 64 * 64].view(1, 64, 1, 64)
+        keys.copy_(torch.stack(rows)[None, :, None])
+        call[f"key_{layer}"] = keys.expand(63, 64, 1, 64)
+        call[f"query_{layer}"] = torch.ones(63, 1, 64)
+    with one_block_size(64):
+        assert same(composed(target, call), target("select_qk", **call))
+
+
 @given(cls_attention_calls(), BLOCKS, st.sampled_from([2, 3, 5]))
 def test_heads_of_several_ranks_are_those_of_one(call: Call, block: int, ranks: int) -> None:
     with one_block_size(block):

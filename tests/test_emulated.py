@@ -92,3 +92,23 @@ def test_the_largest_partition_and_grid() -> None:
     call = seeded_call("select", 9, grids=((8, 8),), T=1024, H=1, D=1, crops=[3, 250, 1, 255])
     schedule(9, 6, 128, lock_step=False, capability=6)
     assert same(emulated("select", **call), reference("select", **call))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"T": 4097}, "tokens: expected T <= 4096"),
+        ({"H": 65}, "query: expected H <= 64"),
+        ({"Dh": 257}, "query: expected Dh <= 256"),
+        ({"N": 8193}, "key: expected N <= 8192"),
+    ],
+)
+def test_limits_of_attention_are_named(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"hired::cls_attention: {message} on the cuda backend"):
+        emulated("cls_attention", **seeded_attention_call(1, P=1, **changes))
+
+
+def test_the_largest_attention() -> None:
+    call = seeded_attention_call(2, P=1, T=4096, N=8192, H=1, Dh=256)
+    schedule(2, 1, 256, lock_step=False, capability=6)
+    assert agree(emulated("cls_attention", **call), reference("cls_attention", **call))
