@@ -11,11 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes of one thread: what the smallest machine has. Tests of threads ask for their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
-SANITIZE_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_bad_calls.py \
-  tests/test_host_arithmetic.py
-EMULATED_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_emulated.py
-INTERPRETED_TESTS := tests/test_triton.py tests/test_parity.py tests/test_invariants.py \
-  tests/test_bad_calls.py
+# Those that run against every backend.
+TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_attention.py
+SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
+EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py
+INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format test-gpu bench \

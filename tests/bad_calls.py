@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPS = ("select", "select_qk")
+SELECTING = ("select", "select_qk")
+OPS = (*SELECTING, "cls_attention")
 BIG = 2**62
 
 
@@ -30,6 +31,9 @@ def valid_call(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
+    if op == "cls_attention":
+        tensors = {"query": normal(P, H, Dh), "key": normal(P, N, H, Dh)}
+        return {**tensors, "tokens": T, "scale": None}
     tensors = {"features": normal(P, T, D)}
     if op == "select":
         tensors |= {"attn_init": normal(P, H, T), "attn_final": normal(P, H, T)}
@@ -73,7 +77,7 @@ class BadCall(Call):
 
 @dataclass(frozen=True)
 class GoodCall(Call):
-    rows: int  # of the output
+    rows: int  # of the first output
 
 
 BAD_CALLS: list[BadCall] = []
@@ -82,7 +86,7 @@ GOOD_CALLS: list[GoodCall] = []
 
 def bad(
     name: str, changes: dict[str, Any], argument: str, expected: str, got: str, *,
-    ops: tuple[str, ...] = OPS, **sizes: int,
+    ops: tuple[str, ...] = SELECTING, **sizes: int,
 ) -> None:  # fmt: skip
     for op in ops:
         BAD_CALLS.append(BadCall(name, op, changes, argument, expected, got, sizes=sizes))
@@ -96,7 +100,7 @@ def bad_tensor(
 
 
 def good(
-    name: str, changes: dict[str, Any], rows: int, *, ops: tuple[str, ...] = OPS, **sizes: int
+    name: str, changes: dict[str, Any], rows: int, *, ops: tuple[str, ...] = SELECTING, **sizes: int
 ) -> None:
     for op in ops:
         GOOD_CALLS.append(GoodCall(name, op, changes, rows, sizes=sizes))
@@ -342,3 +346,47 @@ changes = {name: lambda x: x[..., ::4] for name in RANKS if name not in ("attn_i
 good("Dh-1", changes, 13, ops=("select_qk",))
 good("scale-0", {"scale": 0.0}, 13, ops=("select_qk",))
 good("scale-negative", {"scale": -1.0}, 13, ops=("select_qk",))
+
+# cls_attention.
+
+QUERY, KEY, ONE = "rank 3 (P, H, Dh)", "rank 4 (P, N, H, Dh)", ("cls_attention",)
+for argument, rank in (("query", QUERY), ("key", KEY)):
+    low, high = int(rank[5]) - 1, int(rank[5]) + 1
+    bad_tensor(argument, "rank-low", lambda x: x[0], rank, f"rank {low}")
+    bad_tensor(argument, "rank-high", lambda x: x[None], rank, f"rank {high}")
+    bad_tensor(argument, "float64", lambda x: x.double(), SCORES, "float64")
+    bad_tensor(argument, "int32", lambda x: x.int(), SCORES, "int32")
+    bad_tensor(argument, "transposed", transposed, UNIT, "2")
+    bad_tensor(argument, "expanded", lambda x: x[..., :1].expand(*x.shape), UNIT, "0")
+bad_tensor("key", "device", lambda x: x.to("meta"), "the device of query ({device})", "meta")
+bad_tensor("key", "float16", lambda x: x.half(), "the dtype of query (float32)", "float16")
+bad_tensor("key", "rows", lambda x: x[:2], "shape (6, N, 2, 4)", "(2, 18, 2, 4)")
+bad_tensor("key", "heads", lambda x: x[:, :, :1], "shape (6, N, 2, 4)", "(6, 18, 1, 4)")
+bad_tensor("key", "width", lambda x: x[..., :3], "shape (6, N, 2, 4)", "(6, 18, 2, 3)")
+bad("H-0", {}, "query", "H >= 1", "H = 0", ops=ONE, H=0)
+bad("Dh-0", {}, "query", "Dh >= 1", "Dh = 0", ops=ONE, Dh=0)
+for tokens in (0, -1, 19, BIG, -BIG):
+    got = ("tokens", "1 <= T <= N = 18", f"T = {tokens}")
+    bad(f"tokens-{tokens}", {"tokens": tokens}, *got, ops=ONE)
+bad("tokens-of-no-rows", {"tokens": 19}, *got[:2], "T = 19", ops=ONE, P=0)
+bad("no-keys", {"tokens": 1}, "tokens", "1 <= T <= N = 0", "T = 1", ops=ONE, P=0, N=0)
+for value, text in ((math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")):
+    bad(f"scale-{text}", {"scale": value}, "scale", "a finite number", text, ops=ONE)
+
+for name, changes in {
+    "plain": {},
+    "tokens-1": {"tokens": 1},
+    "tokens-N": {"tokens": 18},
+    "scale-0": {"scale": 0.0},
+    "scale-negative": {"scale": -1.0},
+    "float16": {name: lambda x: x.half() for name in ("query", "key")},
+    "bfloat16": {name: lambda x: x.bfloat16() for name in ("query", "key")},
+    "Dh-1": {name: lambda x: x[..., ::4] for name in ("query", "key")},
+    "expanded-rows": {name: lambda x: x[:1].expand(*x.shape) for name in ("query", "key")},
+    "nan-query": {"query": lambda x: torch.full_like(x, math.nan)},
+    "zero-keys": {"key": lambda x: torch.zeros_like(x)},
+}.items():
+    good(name, changes, 6, ops=ONE)
+good("no-rows", {}, 0, ops=ONE, P=0)
+good("no-rows-of-no-heads", {}, 0, ops=ONE, P=0, H=0, Dh=0)
+good("one-of-each", {}, 1, ops=ONE, P=1, T=1, H=1, N=1, Dh=1)

@@ -2,7 +2,8 @@
 """Every way to call an operator, by name, so that one test can hold all of them to one table.
 
 A caller takes the operator's name and its arguments, all by name: `CALLERS["operator"]("select",
-features=..., ...)`. A backend that joins the table of backends joins `callers()` by itself.
+features=..., ...)`; its results come as a tuple, also where there is one. A backend that joins the
+table of backends joins `callers()` by itself.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ import hired_kernels
 from hired_kernels import backends
 from hired_kernels import reference as oracle
 
-Caller = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Results = tuple[Tensor, ...]
+Caller = Callable[..., Results]
 
 
-def reference(op: str, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def outputs(results: Tensor | Results) -> Results:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def reference(op: str, **arguments: Any) -> Results:
     """The oracle itself, without the dispatcher."""
-    return getattr(oracle, op)(**arguments)
+    return outputs(getattr(oracle, op)(**arguments))
 
 
-def operator(op: str, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def operator(op: str, **arguments: Any) -> Results:
     """`torch.ops.hired`, served by whoever serves the device."""
-    return getattr(torch.ops.hired, op)(**arguments)
+    return outputs(getattr(torch.ops.hired, op)(**arguments))
 
 
-def fake(op: str, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fake(op: str, **arguments: Any) -> Results:
     """`torch.ops.hired` on tensors that have a shape and no data."""
     with FakeTensorMode() as mode:
         for name, value in arguments.items():
@@ -43,7 +49,7 @@ def fake(op: str, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def by_backend(name: str) -> Caller:
     """`torch.ops.hired` with one backend put in charge."""
 
-    def call(op: str, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def call(op: str, **arguments: Any) -> Results:
         with hired_kernels.backend(name):
             return operator(op, **arguments)
 

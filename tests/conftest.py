@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem == "test_bad_calls" and "triton-backend" not in item.name:
             item.add_marker("whole_list")  # the others run elsewhere
-        if item.path.stem not in ("test_parity", "test_invariants"):
+        if item.path.stem not in ("test_parity", "test_invariants", "test_cls_attention"):
             continue
         cases[item.nodeid.partition("[")[0]].append(item)
     for name, tests in cases.items():
@@ -74,3 +74,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -15,9 +15,10 @@ from functools import cache
 
 import pytest
 import torch
-from callers import reference
-from gpu_short_list import CALLS, select, select_qk
-from strategies import Call, same
+from callers import Results, operator, reference
+from cls_attention_calls import agree
+from gpu_short_list import CALLS, cls_attention, select, select_qk
+from strategies import Call
 from targets import to_gpu
 from torch import Tensor
 
@@ -37,8 +38,10 @@ CASES: dict[str, Callable[[int], tuple[str, Call]]] = {
     **CALLS,
     "select-llava": lambda seed: select(seed, **LLAVA),
     "select_qk-llava": lambda seed: select_qk(seed, **LLAVA),
+    "cls_attention-llava": lambda seed: cls_attention(
+        seed, P=5, T=576, H=16, Dh=64, dtype=torch.float16
+    ),
 }
-Results = tuple[Tensor, ...]
 
 
 def on_gpu(call: Call) -> Call:
@@ -50,7 +53,7 @@ def on_gpu(call: Call) -> Call:
 
 
 def run(op: str, call: Call) -> Results:
-    return getattr(torch.ops.hired, op)(**call)
+    return operator(op, **call)
 
 
 @cache
@@ -61,7 +64,7 @@ def case(name: str) -> tuple[str, Call, Results]:
 
 
 def right(results: Results, expected: Results) -> bool:
-    return same(tuple(result.cpu() for result in results), expected)
+    return agree(tuple(result.cpu() for result in results), expected)
 
 
 def assert_right(op: str, call: Call) -> None:

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from callers import reference
-from strategies import Call, same, seeded_call, seeded_qk_call
+from callers import operator, reference
+from cls_attention_calls import agree, seeded_attention_call
+from strategies import Call, seeded_call, seeded_qk_call
 from torch import Tensor
 
 import hired_kernels
@@ -62,6 +63,15 @@ def odd_select_qk(seed: int) -> tuple[str, Call]:
     return op, {**call, **keys, "features": call["features"].to(torch.float8_e5m2)}
 
 
+def cls_attention(seed: int, **sizes: object) -> tuple[str, Call]:
+    return "cls_attention", seeded_attention_call(seed, **sizes)
+
+
+def odd_cls_attention(seed: int) -> tuple[str, Call]:
+    op, call = cls_attention(seed, T=15, N=19, Dh=9, dtype=torch.bfloat16)
+    return op, {**call, **{name: unaligned(call[name]) for name in ("query", "key")}}
+
+
 # From a seed: calls of one name differ in their data alone.
 CALLS: dict[str, Callable[[int], tuple[str, Call]]] = {
     "select": lambda seed: select(seed),
@@ -85,6 +95,8 @@ CALLS: dict[str, Callable[[int], tuple[str, Call]]] = {
     ),
     "select_qk-many": lambda seed: select_qk(seed, grids=MANY[:66], H=1, Dh=16),
     "select_qk-T-1": lambda seed: select_qk(seed, T=1, share=0.8),
+    "cls_attention": lambda seed: cls_attention(seed, dtype=torch.float16),
+    "cls_attention-odd": odd_cls_attention,
 }
 
 
@@ -98,14 +110,13 @@ def wrong(device: str) -> list[str]:
         op, call = make(1)
         expected = reference(op, **call)
         moved = {k: move(v) if isinstance(v, Tensor) else v for k, v in call.items()}
-        operator = getattr(torch.ops.hired, op)
-        results = [operator(**moved), operator(**moved)]
+        results = [operator(op, **moved), operator(op, **moved)]
         if device == "cuda":
             torch.cuda.synchronize()  # the other stream must find the inputs there
             with torch.cuda.stream(torch.cuda.Stream()):
-                results.append(operator(**moved))
+                results.append(operator(op, **moved))
             torch.cuda.synchronize()
-        if not all(same(tuple(x.cpu() for x in result), expected) for result in results):
+        if not all(agree(tuple(x.cpu() for x in result), expected) for result in results):
             names.append(name)
     return names
 

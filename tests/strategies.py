@@ -31,6 +31,10 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(INTEGERS[tensor.element_size()])
 
 
+def tensors(call: Call) -> dict[str, Tensor]:
+    return {name: value for name, value in call.items() if isinstance(value, Tensor)}
+
+
 def same(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     """Whether all outputs agree to the bit, dtype and shape included."""
     pairs = list(zip(results, expected, strict=True))

@@ -13,19 +13,20 @@ import ctypes
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from callers import Caller, by_backend
+from callers import Caller, Results, by_backend, outputs
 from torch import Tensor
 
 from hired_kernels import backends
 
 NAME = os.environ.get("HIRED_TEST_TARGET", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-Results = tuple[Tensor, Tensor, Tensor]
 
 
 @cache
@@ -57,7 +58,21 @@ def schedule(
 def emulated(op: str, **arguments: Any) -> Results:
     """The kernels as the last `schedule` says."""
     emulator()
-    return getattr(torch.ops.hired_emulated, op)(**arguments)
+    return outputs(getattr(torch.ops.hired_emulated, op)(**arguments))
+
+
+_threads: int | None = None
+
+
+@contextmanager
+def one_block_size(threads: int) -> Iterator[None]:
+    """Emulated calls in here run in blocks of so many threads, of which sums have their order."""
+    global _threads
+    _threads = threads
+    try:
+        yield
+    finally:
+        _threads = None
 
 
 _calls: Counter[str] = Counter()  # of each test, so that what it meets does not hang on the others
@@ -80,7 +95,7 @@ def _emulated_anyhow(op: str, **arguments: Any) -> Results:
     schedule(
         choose.getrandbits(60),
         choose.choice([1, 2, 5, 40]),
-        choose.choice([32, 64, 128]),
+        _threads or choose.choice([32, 64, 128]),
         lock_step=choose.random() < 0.5,
         capability=choose.choice([6, 9]),
     )

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 from callers import operator
-from strategies import same, seeded_call, seeded_qk_call
+from cls_attention_calls import agree, seeded_attention_call
+from strategies import seeded_call, seeded_qk_call
 
 import hired_kernels
 from hired_kernels import backends
@@ -237,7 +238,7 @@ def test_without_the_library_the_reference_serves(
     assert "the native library was not built" in said["table"]["cpu"]
 
 
-@pytest.mark.parametrize("op", ["select", "select_qk"])
+@pytest.mark.parametrize("op", backends.SCHEMAS)
 def test_schemas_are_those_of_the_library(said_without_library: dict, op: str) -> None:
     here = str(getattr(torch.ops.hired, op).default._schema)
     assert said_without_library["schemas"][op] == here == f"hired::{op}{backends.SCHEMAS[op]}"
@@ -273,6 +274,7 @@ def test_results_are_the_same_without_the_library(without_library: Path, tmp_pat
     calls = {
         "select": seeded_call("select", 3, crops=[0, 8, 1, 7, 0, 0, 0, 0, 1, 4, 0, 8]),
         "select_qk": seeded_qk_call(3, policy="published", dtype=torch.bfloat16),
+        "cls_attention": seeded_attention_call(3, dtype=torch.float16),
     }
     torch.save(calls, tmp_path / "calls.pt")
     code = (
@@ -284,4 +286,4 @@ def test_results_are_the_same_without_the_library(without_library: Path, tmp_pat
     done = run("-c", code, *paths, folder=without_library)
     assert done.returncode == 0, done.stderr
     for op, results in torch.load(paths[1]).items():
-        assert same(results, operator(op, **calls[op]))
+        assert agree(results, operator(op, **calls[op]))

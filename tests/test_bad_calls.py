@@ -11,6 +11,7 @@ import pytest
 import torch
 from bad_calls import BAD_CALLS, GOOD_CALLS, OPS, BadCall, GoodCall, valid_call
 from callers import CALLERS, fake, reference
+from cls_attention_calls import agree
 
 by_id = {"ids": lambda call: call.id}
 
@@ -23,7 +24,8 @@ def test_ids_are_distinct() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_the_call_that_is_changed_is_valid(op: str) -> None:
     for caller in CALLERS.values():
-        assert caller(op, **valid_call(op))[0].shape == (13, 4)
+        shape = (6, 2, 16) if op == "cls_attention" else (13, 4)
+        assert caller(op, **valid_call(op))[0].shape == shape
 
 
 @pytest.mark.parametrize("caller", [*CALLERS.values(), fake], ids=[*CALLERS, "fake"])
@@ -38,6 +40,11 @@ def test_bad_call(call: BadCall, caller) -> None:
 @pytest.mark.parametrize("call", GOOD_CALLS, **by_id)
 def test_good_call(call: GoodCall, caller) -> None:
     arguments = call.arguments()
+    if call.op == "cls_attention":
+        results = caller(call.op, **arguments)
+        assert len(results[0]) == call.rows
+        assert agree(results, reference(call.op, **arguments))
+        return
     features = arguments["features"]
     tokens, indices, counts = caller(call.op, **arguments)
     assert tokens.shape == (call.rows, features.shape[2])

@@ -27,7 +27,7 @@ needs_library = pytest.mark.skipif(
 
 
 class Tower(torch.nn.Module):
-    """Both operators, in every flavour of their arguments."""
+    """All operators, in every flavour of their arguments."""
 
     def forward(
         self, values: Tensor, query: Tensor, key: Tensor, attention: Tensor
@@ -38,7 +38,8 @@ class Tower(torch.nn.Module):
         second = torch.ops.hired.select(
             values * 2, attention[:1], attention, [2, 2], [90], policy="published"
         )
-        return first[0] + 1, first[1], first[2], *second
+        rows = torch.ops.hired.cls_attention(query, key, 60, scale=0.5)
+        return first[0] + 1, first[1], first[2], *second, rows
 
 
 def inputs() -> tuple[Tensor, ...]:
@@ -50,7 +51,7 @@ def inputs() -> tuple[Tensor, ...]:
 def test_export() -> None:
     program = torch.export.export(Tower(), inputs())
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert {"hired.select.default", "hired.select_qk.default"} <= called
+    assert {f"hired.{op}.default" for op in ("select", "select_qk", "cls_attention")} <= called
     assert all(map(torch.equal, program.module()(*inputs()), Tower()(*inputs())))
 
 
@@ -67,6 +68,18 @@ def test_export_with_open_budget() -> None:
     for budget in (30, 77, 400):
         result = program.module()(values, attention, budget)
         assert all(map(torch.equal, result, Open()(values, attention, budget)))
+
+
+def test_export_with_open_tokens() -> None:
+    class Open(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, tokens: int) -> Tensor:
+            return torch.ops.hired.cls_attention(query, key, tokens)
+
+    _, query, key, _ = inputs()
+    shapes = {"query": None, "key": None, "tokens": torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Open(), (query, key, 30), dynamic_shapes=shapes)
+    for tokens in (30, 2, 65):
+        assert torch.equal(program.module()(query, key, tokens), Open()(query, key, tokens))
 
 
 @needs_library
@@ -94,5 +107,5 @@ def test_package_runs_without_python(tmp_path: Path) -> None:
     torch.save(list(Tower()(*inputs())), tmp_path / "expected.pt")
     files = [LIBRARY, package, tmp_path / "inputs.pt", tmp_path / "expected.pt"]
     result = subprocess.run([program, *files], capture_output=True, text=True)
-    assert result.stdout == "6 of 6 outputs equal\n", result.stderr
+    assert result.stdout == "7 of 7 outputs equal\n", result.stderr
     assert result.returncode == 0

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from bad_calls import BAD_CALLS, GOOD_CALLS, BadCall, GoodCall, valid_call
-from callers import Caller, callers, fake, reference
+from callers import Caller, callers, fake, operator, reference
+from cls_attention_calls import composed, seeded_attention_call, split
 from gpu_cases import BACKEND, CASES, Results, assert_right, case, on_gpu, plain_memory, right, run
 from gpu_short_list import MANY
 from strategies import FEATURE_DTYPES, random_bits, seeded_call, seeded_qk_call
@@ -52,6 +53,47 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_large_calls(name: str) -> None:
     assert_right("select_qk" if name.startswith("qk-") else "select", LARGE[name]())
+
+
+LARGE_ATTENTION = {
+    "T-4096": {"P": 2, "T": 4096, "H": 2},
+    "N-8192": {"P": 2, "T": 4000, "N": 8192, "Dh": 256, "dtype": torch.bfloat16},
+    "64-heads": {"P": 4, "H": 64, "Dh": 64, "dtype": torch.float16},
+    "100,000-rows": {"P": 100_000, "T": 4, "H": 1},
+}
+
+
+@pytest.mark.parametrize("name", LARGE_ATTENTION)
+def test_large_attention(name: str) -> None:
+    assert_right("cls_attention", seeded_attention_call(1, **LARGE_ATTENTION[name]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"T": 4097}, "tokens: expected T <= 4096"),
+        ({"H": 65}, "query: expected H <= 64"),
+        ({"Dh": 257}, "query: expected Dh <= 256"),
+        ({"N": 8193}, "key: expected N <= 8192"),
+    ],
+)
+def test_limits_of_attention_are_named(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{message} on the {BACKEND} backend"):
+        run("cls_attention", on_gpu(seeded_attention_call(1, P=1, **changes)))
+
+
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, ids=str)
+@pytest.mark.parametrize("before", range(9))
+def test_select_of_rows_is_select_qk_wherever_keys_begin(before: int, dtype: torch.dtype) -> None:
+    """One layer here, the other there: whether a key is read in pieces is each layer's own."""
+    call = on_gpu(seeded_call("select_qk", before, T=576, H=4, Dh=64, D=8, dtype=dtype))
+    for name in ("query_init", "key_init"):
+        value = call[name]
+        buffer = torch.full((value.numel() + 9,), math.nan, dtype=dtype, device="cuda")
+        call[name] = buffer[before : before + value.numel()].view(value.shape).copy_(value)
+    assert all(map(torch.equal, composed(operator, call), run("select_qk", call)))
+    part = {"query": call["query_init"], "key": call["key_init"], "tokens": 576, "scale": None}
+    assert torch.equal(split(operator, part, 2), run("cls_attention", part)[0])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +189,14 @@ def test_gradients(name: str) -> None:
     assert torch.equal(*gradients)
 
 
+def test_opcheck_of_attention() -> None:
+    _, call, _ = case("cls_attention")
+    with plain_memory():
+        torch.library.opcheck(
+            torch.ops.hired.cls_attention.default, (call["query"], call["key"], call["tokens"])
+        )
+
+
 # The tables of bad and of extreme calls.
 
 CUDA_CALLERS = callers("cuda")
@@ -168,7 +218,7 @@ def test_good_call(call: GoodCall, caller: Caller) -> None:
     assert right(caller(call.op, **on_gpu(arguments_)), reference(call.op, **arguments_))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, "cls_attention"])
 def test_tensors_on_two_devices(op: str) -> None:
     call = valid_call(op)
     for name in [name for name, value in call.items() if isinstance(value, Tensor)]:

@@ -9,15 +9,23 @@ bits, on any number of threads; and offsets do not wrap at 2^31 or 2^32 bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import Call, batches, bits, same, seeded_call, select_calls, select_qk_calls
+from memory import around, far, memory, needs_gib
+from strategies import (
+    Call,
+    batches,
+    bits,
+    same,
+    seeded_call,
+    select_calls,
+    select_qk_calls,
+    tensors,
+)
 from targets import target
 from torch import Tensor
 
@@ -30,18 +38,6 @@ any_call = st.one_of(
     select_calls().map(lambda call: ("select", call)),
     select_qk_calls().map(lambda call: ("select_qk", call)),
 )
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Puts back the number of threads that a test changes."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def tensors(call: Call) -> dict[str, Tensor]:
-    return {name: value for name, value in call.items() if isinstance(value, Tensor)}
 
 
 def pictures(call: Call) -> list[tuple[tuple[int, int], tuple[int, ...] | None, list[int]]]:
@@ -208,22 +204,6 @@ def test_order_of_scores(scores: list[float], order: list[int]) -> None:
 # Memory.
 
 
-def memory(tensor: Tensor) -> Tensor:
-    """All bytes of the buffer that a view lies in."""
-    return torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
-
-
-def around(tensor: Tensor, byte: int) -> Tensor:
-    """The same view of a copy of its buffer, all other bytes of which are `byte`."""
-    where = (tensor.shape, tensor.stride(), tensor.storage_offset())
-    width = tensor.element_size()
-    whole = memory(tensor)[: memory(tensor).numel() // width * width].view(-1, width)
-    covered = torch.zeros(len(whole), dtype=torch.bool)
-    covered.as_strided(*where).fill_(True)
-    whole = torch.where(covered[:, None], whole, torch.tensor(byte, dtype=torch.uint8))
-    return whole.view(tensor.dtype).view(-1).as_strided(*where)
-
-
 @given(any_call, st.sampled_from([0x00, 0x7B, 0xFB]))  # zero, large, large and negative
 def test_what_lies_around_a_view_is_not_read(case: tuple[str, Call], byte: int) -> None:
     op, call = case
@@ -313,25 +293,6 @@ def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
 
 
 # Offsets beyond 32 bits.
-
-
-def needs_gib(wanted: int) -> None:
-    """Skips where the machine has less memory than that to spare."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    spare = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
-    if spare < wanted * 2**20:
-        pytest.skip(f"needs {wanted} GiB of memory, and {spare / 2**20:.1f} GiB are available")
-
-
-def far(tensor: Tensor, dim: int) -> Tensor:
-    """The same values with more than 2^32 elements between the ends of one dimension."""
-    strides, last = list(tensor.stride()), tensor.shape[dim] - 1
-    strides[dim] = 2**32 // last + tensor.numel()
-    elements = tensor.numel() + strides[dim] * last
-    # Not torch.empty, which the fixture fills: only the pages that are written take memory.
-    storage = torch.UntypedStorage(elements * tensor.element_size())
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, strides).copy_(tensor)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 
 Each runs in a process of its own (HIRED_CPU_ISA is read once), on inputs that end, and then begin,
 at a page that cannot be read, with fresh memory full of garbage. Its results are compared with the
-oracle's: `select` to the bit, `select_qk` where cuts are apart, float16 for all 65,536 patterns.
+oracle's: `select` to the bit, `select_qk` where cuts are apart, `cls_attention` up to rounding, and
+to the bit with `select_qk`; float16 for all 65,536 patterns.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from callers import operator
+from callers import operator, reference
+from cls_attention_calls import agree, composed, split
 from strategies import KINDS, Call, same, score_values, seeded_call, seeded_qk_call
 from torch import Tensor
 
 import hired_kernels
-from hired_kernels import arguments, reference
+from hired_kernels import arguments
+from hired_kernels import reference as oracle
 
 _C = pytest.importorskip("hired_kernels._C", reason="the native library was not built")
 
@@ -77,9 +80,24 @@ def select_qk_cases() -> dict[str, Call]:
     return {**cases, "special": special}
 
 
+def cls_attention_cases() -> dict[str, Call]:
+    """Of the final layers of select_qk's."""
+    return {
+        name: {
+            "query": call["query_final"], "key": call["key_final"], "scale": call["scale"],
+            "tokens": call["features"].shape[1],
+        }
+        for name, call in select_qk_cases().items()
+    }  # fmt: skip
+
+
 @cache
 def cases() -> dict[str, dict[str, Call]]:
-    return {"select": select_cases(), "select_qk": select_qk_cases()}
+    return {
+        "select": select_cases(),
+        "select_qk": select_qk_cases(),
+        "cls_attention": cls_attention_cases(),
+    }
 
 
 def signs_of_zero_sums(heads: Tensor) -> list[int]:
@@ -178,7 +196,12 @@ def run_all(op: str, cases: dict[str, Call]) -> dict[str, list[Results]]:
 def record(cases: str, results: str) -> None:
     """What the process of one instruction set does."""
     torch.set_num_threads(1)
-    done = {op: run_all(op, calls) for op, calls in torch.load(cases).items()}
+    cases = torch.load(cases)
+    done = {op: run_all(op, calls) for op, calls in cases.items()}
+    done["composed"] = {name: composed(operator, call) for name, call in cases["select_qk"].items()}
+    done["split"] = {
+        name: split(operator, call, 3) for name, call in cases["cls_attention"].items()
+    }
     done |= {"isa": _C.build_info()["isa"], "sums": float16_sums()}
     done["order"] = [float16_order()]
     # Widening is of bits: it does not care for what the processor does with denormals.
@@ -211,12 +234,24 @@ def test_it_is_the_one_in_use(recorded: dict[str, dict], isa: str) -> None:
     assert recorded[isa]["isa"] == isa
 
 
-@pytest.mark.parametrize("op", ["select", "select_qk"])
+@pytest.mark.parametrize("op", ["select", "select_qk", "cls_attention"])
 def test_results(recorded: dict[str, dict], op: str) -> None:
     for name, call in cases()[op].items():
-        expected = getattr(reference, op)(**call)
+        expected = reference(op, **call)
         for isa in ISAS:
-            assert all(same(results, expected) for results in recorded[isa][op][name]), (isa, name)
+            assert all(agree(results, expected) for results in recorded[isa][op][name]), (isa, name)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_select_of_the_rows_is_select_qk(recorded: dict[str, dict], isa: str) -> None:
+    for name, results in recorded[isa]["composed"].items():
+        assert same(results, recorded[isa]["select_qk"][name][0]), name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_heads_of_several_ranks_are_those_of_one(recorded: dict[str, dict], isa: str) -> None:
+    for name, rows in recorded[isa]["split"].items():
+        assert same((rows,), recorded[isa]["cls_attention"][name][0]), name
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -225,7 +260,7 @@ def test_float16_is_widened_exactly(recorded: dict[str, dict], isa: str) -> None
 
 
 def test_float16_is_in_order(recorded: dict[str, dict]) -> None:
-    ranking = reference.rank(float16_patterns())
+    ranking = oracle.rank(float16_patterns())
     expected = [b * len(ranking) + t for b, k in enumerate(BEST) for t in sorted(ranking[:k])]
     for isa in ISAS:
         assert all(order.tolist() == expected for order in recorded[isa]["order"]), isa
@@ -286,5 +321,6 @@ def test_objects_share_no_symbol_that_is_not_of_their_instruction_set(isa: str) 
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows = [line.split(maxsplit=2) for line in lines.splitlines()]
         symbols = [name for _, kind, name in rows if kind != "V"]  # V: a constant, which is no code
-        assert any(f"hired::{isa}::select_kernel" in symbol for symbol in symbols)
+        kernel = path.name.partition("_cpu_")[0] + "_kernel"
+        assert any(f"hired::{isa}::{kernel}" in symbol for symbol in symbols)
         assert [symbol for symbol in symbols if f"hired::{isa}::" not in symbol] == []

@@ -7,6 +7,7 @@ What they compute is the business of test_reference.py and test_parity.py.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,99 @@ def test_compile_with_inductor_and_gradient() -> None:
     expected = torch.autograd.grad(loss(*arguments), arguments[0])[0]
     compiled = torch.compile(loss, fullgraph=True)
     assert torch.equal(torch.autograd.grad(compiled(*arguments), arguments[0])[0], expected)
+
+
+# cls_attention ------------------------------------------------------------------------------------
+
+
+def queries_keys(requires_grad: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    sizes = ((4, 3, 8), (4, 40, 3, 8))
+    return tuple(torch.randn(*s, generator=generator, requires_grad=requires_grad) for s in sizes)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "grad"])
+@pytest.mark.parametrize("flags", [{}, {"scale": 0.3}], ids=["default", "scale"])
+def test_opcheck_of_cls_attention(flags: dict[str, Any], requires_grad: bool) -> None:
+    arguments = (*queries_keys(requires_grad), 39)
+    results = torch.library.opcheck(OPS.cls_attention.default, arguments, flags)
+    assert set(results.values()) == {"SUCCESS"}
+    assert len(results) == 4
+
+
+@pytest.mark.parametrize("call", [OPS.cls_attention, hired.cls_attention], ids=["operator", "face"])
+def test_attention_has_no_gradient(call: Any) -> None:
+    query, key = queries_keys(requires_grad=True)
+    rows = call(query, key, 39)
+    assert not rows.requires_grad
+    assert rows.grad_fn is None
+    # Beside what has one.
+    loss = (rows * query.sum(-1, keepdim=True)).sum()
+    gradients = torch.autograd.grad(loss, (query, key), allow_unused=True)
+    assert torch.equal(gradients[0], rows.sum(-1, keepdim=True).expand_as(query))
+    assert gradients[1] is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes_agree_on_attention(mode: Any) -> None:
+    arguments = (*queries_keys(), 39)
+    expected = OPS.cls_attention(*arguments)
+    with mode():
+        for call in (OPS.cls_attention, hired.cls_attention):
+            assert torch.equal(call(*arguments), expected)
+
+
+def test_the_fake_knows_the_shape_of_attention() -> None:
+    for rows in (4, 0):
+        query, key = (tensor[:rows] for tensor in queries_keys())
+        real, fake = (
+            OPS.cls_attention(query, key, 7),
+            OPS.cls_attention(query.half().to("meta"), key.half().to("meta"), 7),
+        )
+        assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())
+
+
+@pytest.mark.parametrize("call", [OPS.cls_attention, hired.cls_attention], ids=["operator", "face"])
+def test_compile_attention_once_for_all_tokens(call: Any) -> None:
+    def rows(query: Tensor, key: Tensor, tokens: int) -> Tensor:
+        return call(query, key, tokens) * 2
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(rows, fullgraph=True, backend=counter)
+    query, key = queries_keys()
+    for tokens in range(2, 41):
+        assert torch.equal(compiled(query, key, tokens), rows(query, key, tokens))
+    assert counter.frame_count <= 2, "a constant first, any number after it"
+    with pytest.raises(Exception, match="tokens: expected 1 <= T <= N = 40"):
+        compiled(query, key, 41)
+
+
+def test_compile_attention_with_inductor() -> None:
+    def keep(values: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        rows = hired.cls_attention(query, key, 16)
+        return hired.select(values, rows, rows, grids=[(1, 2), (0, 0)], budget=9).tokens + 1
+
+    torch._dynamo.reset()
+    arguments = (features(4), *queries_keys())
+    assert torch.equal(torch.compile(keep, fullgraph=True)(*arguments), keep(*arguments))
+
+
+@pytest.mark.parametrize(
+    "tokens", [39, np.int64(39), torch.tensor(39)], ids=["int", "numpy", "0-d"]
+)
+def test_face_tokens(tokens: Any) -> None:
+    query, key = queries_keys()
+    assert torch.equal(hired.cls_attention(query, key, tokens), OPS.cls_attention(query, key, 39))
+
+
+@pytest.mark.parametrize("changes", [{"tokens": 0}, {"tokens": 41}, {"tokens": 2.5},
+                                     {"tokens": None}, {"scale": math.nan}],
+                         ids=["zero", "beyond-N", "float", "none", "scale"])  # fmt: skip
+def test_face_of_cls_attention_raises_value_error(changes: dict[str, Any]) -> None:
+    query, key = queries_keys()
+    with pytest.raises(ValueError, match=r"hired::cls_attention: \w+: expected .*, got "):
+        hired.cls_attention(query, key, **{"tokens": 39, **changes})
 
 
 # The Python face ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from callers import by_backend, reference
+from cls_attention_calls import agree, seeded_attention_call
 from strategies import Call, same, seeded_call, seeded_qk_call
 from targets import INTERPRETED
 from vectors import SIDE, Case, cases, published_call
@@ -29,8 +30,8 @@ if not INTERPRETED:
 import triton
 import triton.language as tl
 
+from hired_kernels.triton_kernels import cls_attention_triton, select_triton
 from hired_kernels.triton_kernels import pictures as packing
-from hired_kernels.triton_kernels import select_triton
 
 pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
 
@@ -72,6 +73,36 @@ def test_one_launch_a_call_that_leaves_the_counters_at_zero(op: str, policy: str
         assert same(interpreted(op, **call), reference(op, **call))
         assert len(launches) == calls
         assert not launches[-1]["counters"].any()
+
+
+def test_cls_attention_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids, kernel = [], cls_attention_triton.cls_attention_kernel
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(cls_attention_triton, "cls_attention_kernel", Recorder())
+    for P in (2, 0, 3):
+        call = seeded_attention_call(1, P=P, H=2)
+        assert agree(interpreted("cls_attention", **call), reference("cls_attention", **call))
+    assert grids == [(4,), (6,)], "and none for no rows"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"T": 4097, "N": 4097}, "tokens: expected T <= 4096"),
+        ({"N": 8193}, "key: expected N <= 8192"),
+        ({"H": 65}, "query: expected H <= 64"),
+        ({"Dh": 257}, "query: expected Dh <= 256"),
+    ],
+)
+def test_limits_of_cls_attention_are_named(changes: dict[str, int], message: str) -> None:
+    call = seeded_attention_call(1, P=1, **changes)
+    with pytest.raises(RuntimeError, match=f"hired::cls_attention: {message} on the triton"):
+        interpreted("cls_attention", **call)
 
 
 @pytest.mark.parametrize(("B", "expected"), [(0, []), (1, [1]), (2, [8]), (9, [64]), (65, [64, 1])])

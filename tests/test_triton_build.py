@@ -5,7 +5,10 @@ every target, and how often.
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ if torch.cuda.is_available():
 triton_report = tool("triton_report")
 kernel_report = tool("kernel_report")
 
-from hired_kernels.triton_kernels import select_triton  # noqa: E402
+from hired_kernels.triton_kernels import cls_attention_triton, select_triton  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["select<float16, exact>", "select_qk<float16, exact>"])
+@pytest.mark.parametrize(
+    "name", ["select<float16, exact>", "select_qk<float16, exact>", "cls_attention<float16>"]
+)
 @pytest.mark.parametrize("gpu", triton_report.TARGETS)
 def test_compiles_without_spilling(gpu: str, name: str) -> None:
     kernel = kernel_report.triton_kernel(name, gpu)
@@ -97,6 +102,109 @@ def test_alignment_that_changes_with_the_batch_compiles_nothing() -> None:
             select_triton.select_qk(**call)
     assert len(compiled) == 6
     assert len({id(kernel) for kernel in compiled}) == 2, "one picture, and up to 64"
+
+
+def test_attention_is_compiled_once_for_all_numbers_of_rows() -> None:
+    with triton_report.compiling("sm_90") as compiled:
+        for P in (1, 2, 5, 8, 16, 65):
+            call = triton_report.call("cls_attention", torch.float16, grids=(0, 0) * P)
+            cls_attention_triton.cls_attention(**call)
+    assert len(compiled) == 6
+    assert len({id(kernel) for kernel in compiled}) == 1
+
+
+def test_the_largest_attention_hardly_spills() -> None:
+    with triton_report.compiling("sm_90") as compiled:
+        call = triton_report.call("cls_attention", torch.float16, T=4096)
+        cls_attention_triton.cls_attention(**call)
+    log = triton_report.ptxas_log(compiled[0].asm["ptx"], 90)
+    (kernel,) = kernel_report.read_log("triton_kernels", log)
+    assert kernel.spill_stores == kernel.spill_loads == 0
+
+
+def reductions(kernel: Any) -> Counter[tuple]:
+    """Of each sum and maximum of a head: its size, and which thread holds what along its axis, the
+    last: the order in which numbers are added up. Those of two dimensions are of other phases."""
+    code = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", code, re.MULTILINE))
+    found: Counter[tuple] = Counter()
+    for shape, name in re.findall(r"\}\) : \(tensor<([\dx]+)xf32, (#\w+)>\) ->", code):
+        sizes = [int(size) for size in shape.split("x")]
+        if len(sizes) != 2:
+            owners = re.findall(r"(?:Thread|Warp|CTA) = \[(?:\d+, )*(\d+)\]", layouts[name])
+            found[(*(size for size in sizes if size > 1), *owners)] += 1
+    return found
+
+
+ARITHMETIC = re.compile(r"\s*(?:@!?%\w+\s+)?((?:fma|mul|add|sub|div|max)\.[\w.]*f32\w*|shfl\.\S+)")
+
+
+def arithmetic(kernel: Any) -> Counter[tuple[str, ...]]:
+    """What is computed between jumps, instruction by instruction: which products are fused, too.
+
+    Where two numbers may go through one instruction (sm_100), it counts as one, packed or not.
+    """
+    blocks: list[list[str]] = [[]]
+    for line in kernel.asm["ptx"].splitlines():
+        if line.startswith("$") or re.match(r"\s*(?:@!?%\w+\s+)?bra", line):
+            blocks.append([])
+        if found := ARITHMETIC.match(line):
+            blocks[-1].append(found[1].removesuffix("x2"))
+    return Counter(tuple(block) for block in blocks if block)
+
+
+def at(beyond: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that begin so many elements beyond an address that is a multiple of 64."""
+    return torch.zeros(math.prod(shape) + beyond, dtype=dtype)[beyond:].view(shape)
+
+
+HEADS = {  # T, N, Dh, elements that the initial and the final layer begin beyond, D, dtype
+    "llava-next": (576, 577, 64, (0, 0), 1024, torch.float16),
+    "float32": (576, 577, 64, (0, 0), 1024, torch.float32),
+    "Dh-72": (2304, 2305, 72, (0, 0), 64, torch.bfloat16),
+    "init-unaligned": (576, 577, 64, (1, 0), 1024, torch.float16),
+    "final-unaligned": (576, 577, 64, (0, 1), 1024, torch.float16),
+    "query-as-long-as-a-row": (196, 200, 256, (0, 1), 64, torch.float16),
+    "keys-shaped-as-tokens": (25, 26, 64, (1, 1), 64, torch.float16),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("gpu", triton_report.TARGETS)
+def test_heads_are_computed_as_select_qk_computes_them(gpu: str, name: str) -> None:
+    """So that `select` of the rows is `select_qk` to the bit, as far as no GPU is needed to say."""
+    T, N, Dh, begins, D, dtype = HEADS[name]
+    layers = [
+        (at(beyond, 5, 6, Dh, dtype=dtype), at(beyond, 5, N, 6, Dh, dtype=dtype))
+        for beyond in begins
+    ]
+    with triton_report.compiling(gpu) as compiled:
+        for layer in layers:
+            cls_attention_triton.cls_attention(*layer, T)
+        features = torch.zeros(5, T, D, dtype=torch.float16)
+        rules = {"grids": [0, 0] * 5, "budgets": [5] * 5, "order": "partition"}
+        select_triton.select_qk(features, *layers[0], *layers[1], **rules)
+    *rows, whole = compiled
+    assert {kernel.metadata.num_warps for kernel in rows} == {whole.metadata.num_warps}
+    assert reductions(rows[0]) + reductions(rows[1]) == reductions(whole)
+    if triton_report.TARGETS[gpu].backend == "cuda":
+        for kernel in rows:
+            assert arithmetic(kernel)
+            assert not arithmetic(kernel) - arithmetic(whole)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["views", "copies"])
+def test_heads_of_a_rank_are_computed_as_those_of_all(copied: bool) -> None:
+    query, key = at(0, 5, 6, 64, dtype=torch.float16), at(0, 5, 577, 6, 64, dtype=torch.float16)
+    part = query[:, 2:4], key[:, :, 2:4]
+    with triton_report.compiling("sm_90") as compiled:
+        cls_attention_triton.cls_attention(query, key, 576)
+        cls_attention_triton.cls_attention(
+            *(tensor.contiguous() if copied else tensor for tensor in part), 576
+        )
+    whole, rank = compiled
+    assert reductions(rank) == reductions(whole)
+    assert arithmetic(rank) == arithmetic(whole)
 
 
 def test_batches_are_compiled_by_the_number_of_pictures() -> None:

@@ -78,10 +78,11 @@ in_triton() { HIRED_BACKEND=triton HIRED_TEST_TARGET=triton HIRED_TEST_EXAMPLES=
 for name in test_gpu test_gpu_calls; do
   in_triton tests "triton-$name" 330 "$name" -k "not rows_of_any_dtype and not begin_anywhere"
 done
-for name in test_parity test_invariants; do
+for name in test_parity test_invariants test_cls_attention; do
   in_triton tests "triton-$name" 330 "$name" -m "not whole_list"
 done
-for name in test_gpu test_gpu_calls test_gpu_ptx test_parity test_invariants test_bad_calls; do
+for name in test_gpu test_gpu_calls test_gpu_ptx test_parity test_invariants test_cls_attention \
+  test_bad_calls; do
   tests "$name" 160 "$name"
 done
 start short-list 60 "$python" "$root/tests/gpu_short_list.py"

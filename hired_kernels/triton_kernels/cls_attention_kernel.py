@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .score import attend
 
-# select_kernel knows no more of their alignment. From it Triton chooses which thread holds what, and
+# Nor does select_kernel know of theirs: from alignment Triton chooses which thread holds what, and
 # that decides in which order sums are added up.
 _NOT_VECTORISED = ["logits", "attention"]
 
@@ -29,5 +29,5 @@ def cls_attention_kernel(
     row, h = head // H, head % H
     attend(
         layer, row, h, scale, logits + head.to(tl.int64) * N, attention + head.to(tl.int64) * T,
-        T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+        T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, False,
     )  # fmt: skip

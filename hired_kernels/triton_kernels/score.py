@@ -67,19 +67,23 @@ def exp_nonpositive(x):
 def softmax_of_head(
     query, key, stride_n, scale, logits_of, attention,
     T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
-    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, INIT: tl.constexpr,
 ):  # fmt: skip
     """attention [T]: one head's, of query [Dh] to the last T of key [N, Dh], rows stride_n apart.
 
-    logits_of [N] is memory for the logits; attention may be its last T.
+    logits_of [N] is memory for the logits; attention may be its last T. Triton lays out what is
+    loaded by the widest access of all tensors of the same shape, and sums add up in that order. So
+    tiles of keys have three dimensions, which nothing else has, and those of an initial layer
+    stand otherwise than those of a final one: how one layer is aligned is not the other's business.
     """
-    d = tl.arange(0, BLOCK_DH)
-    q = tl.load(query + d, mask=d < Dh, other=0.0).to(tl.float32)  # [BLOCK_DH]
+    d = tl.arange(0, BLOCK_DH)[None, None, :]
+    q = tl.load(query + d, mask=d < Dh, other=0.0).to(tl.float32)  # [1, 1, BLOCK_DH]
     for start in tl.range(0, N, BLOCK_N, num_stages=3):  # two tiles ahead
         n = start + tl.arange(0, BLOCK_N)
-        rows = key + n[:, None].to(tl.int64) * stride_n + d[None, :]  # [BLOCK_N, BLOCK_DH]
-        k = tl.load(rows, mask=(n < N)[:, None] & (d < Dh)[None, :], other=0.0).to(tl.float32)
-        tl.store(logits_of + n, tl.sum(k * q[None, :], axis=1) * scale, mask=n < N)
+        n = n[None, :] if INIT else n[:, None]
+        rows = key + n[:, :, None].to(tl.int64) * stride_n + d  # BLOCK_N, 1 or 1, BLOCK_N; BLOCK_DH
+        k = tl.load(rows, mask=(n < N)[:, :, None] & (d < Dh), other=0.0).to(tl.float32)
+        tl.store(logits_of + n, tl.sum(k * q, axis=2) * scale, mask=n < N)
     tl.debug_barrier()  # logits were written by other threads than those that read them
     n = tl.arange(0, ALL_N)
     logits = tl.load(logits_of + n, mask=n < N, other=float("-inf"))  # [ALL_N]
@@ -93,12 +97,12 @@ def softmax_of_head(
 def attend(
     layer, row, h, scale, logits_of, attention,
     T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
-    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, INIT: tl.constexpr,
 ):  # fmt: skip
     """softmax_of_head of head h of a layer's row: (query, two strides, key, three strides)."""
     query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
     softmax_of_head(
         query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,
         key + row.to(tl.int64) * key_stride_row + h.to(tl.int64) * key_stride_h,
-        key_stride_n, scale, logits_of, attention, T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+        key_stride_n, scale, logits_of, attention, T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, INIT,
     )  # fmt: skip

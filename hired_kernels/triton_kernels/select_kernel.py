@@ -47,10 +47,11 @@ def heads_job(
     layer, row, score_row, h, scale, probabilities, counter,
     T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, DRAIN: tl.constexpr,
+    INIT: tl.constexpr,
 ):  # fmt: skip
     """One head of a layer's row, into the last T of probabilities [score rows, H, N]."""
     head = probabilities + (score_row.to(tl.int64) * H + h) * N
-    attend(layer, row, h, scale, head, head + (N - T), T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH)
+    attend(layer, row, h, scale, head, head + (N - T), T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, INIT)
     arrive(counter, DRAIN)
 
 
@@ -185,7 +186,7 @@ def select_kernel(
                 heads_job(
                     init, row, partitions + b, h, scale, probabilities,
                     counter_of(counters, b, HEADS_INIT), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
-                    DRAIN,
+                    DRAIN, True,
                 )  # fmt: skip
     elif job < heads_jobs:
         if FROM_KEYS:
@@ -194,7 +195,7 @@ def select_kernel(
             heads_job(
                 final, p, p, h, scale, probabilities,
                 counter_of(counters, b, HEADS_FINAL), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
-                DRAIN,
+                DRAIN, False,
             )  # fmt: skip
     elif job < heads_jobs + count:
         b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
