@@ -270,6 +270,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype) -> Non
                 assert torch.equal(bits(attention(call)), first)
 
 
+@pytest.mark.whole_list  # Triton's interpreter takes a minute, and has no threads to meet
 @pytest.mark.usefixtures("threads")
 def test_calls_at_the_same_time_do_not_meet() -> None:
     torch.set_num_threads(2)

@@ -280,6 +280,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtyp
             assert same(target(op, **call), expected)
 
 
+@pytest.mark.whole_list  # Triton's interpreter takes a minute, and has no threads to meet
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("op", OPS)
 def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
