@@ -231,6 +231,8 @@ def active(device_type: str) -> str:
 
 def _force(row: Backend | None) -> None:
     global _forced
+    if row == _forced:  # registering it anew would take it away from who is calling it
+        return
     while _overrides:
         _overrides.pop()._destroy()
     _forced = row

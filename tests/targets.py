@@ -14,7 +14,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -132,6 +132,12 @@ TARGETS: dict[str, Caller] = {
     "triton": _interpreted if INTERPRETED else _on_gpu("triton"),
 }
 target = TARGETS[NAME]
+
+
+def in_charge() -> AbstractContextManager:
+    """The target's backend for a block, in which threads may then call it."""
+    return nullcontext() if NAME == "emulated" else backends.backend(NAME)
+
 
 if NAME == "cpu" and not any(row.name == "cpu" and row.available for row in backends.table()):
     pytest.skip("the native library was not built", allow_module_level=True)
