@@ -193,18 +193,22 @@ def test_heads_are_computed_as_select_qk_computes_them(gpu: str, name: str) -> N
             assert not arithmetic(kernel) - arithmetic(whole)
 
 
-@pytest.mark.parametrize("copied", [False, True], ids=["views", "copies"])
-def test_heads_of_a_rank_are_computed_as_those_of_all(copied: bool) -> None:
-    query, key = at(0, 5, 6, 64, dtype=torch.float16), at(0, 5, 577, 6, 64, dtype=torch.float16)
-    part = query[:, 2:4], key[:, :, 2:4]
+@pytest.mark.parametrize(("Dh", "copied"), [(64, False), (64, True), (8, False), (72, True)])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_heads_of_a_rank_are_computed_as_those_of_all(ranks: int, Dh: int, copied: bool) -> None:
+    query, key = at(0, 5, 4, Dh, dtype=torch.float16), at(0, 5, 577, 4, Dh, dtype=torch.float16)
+    part = query[:, : 4 // ranks], key[:, :, : 4 // ranks]
+    if copied:
+        part = part[0].contiguous(), part[1].contiguous()
+    features = torch.zeros(5, 576, 1024, dtype=torch.float16)
     with triton_report.compiling("sm_90") as compiled:
         cls_attention_triton.cls_attention(query, key, 576)
-        cls_attention_triton.cls_attention(
-            *(tensor.contiguous() if copied else tensor for tensor in part), 576
-        )
-    whole, rank = compiled
+        cls_attention_triton.cls_attention(*part, 576)
+        select_triton.select_qk(features, *part, *part, [0, 0] * 5, [5] * 5)
+    whole, rank, selecting = compiled
     assert reductions(rank) == reductions(whole)
     assert arithmetic(rank) == arithmetic(whole)
+    assert reductions(selecting) == reductions(whole) + reductions(whole)
 
 
 def test_batches_are_compiled_by_the_number_of_pictures() -> None:

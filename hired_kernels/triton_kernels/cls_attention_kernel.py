@@ -4,7 +4,7 @@
 Grid: P * H programs; a program owns a head of a row. Bytes moved: each key and each element of the
 output once; N logits a head go to memory and come back, within the L2.
 
-T, H, N, Dh and the strides are compiled in; the number of rows is not.
+T, N, Dh and the strides are compiled in; the numbers of rows and of heads are not.
 """
 
 import triton
@@ -17,16 +17,16 @@ from .score import attend
 _NOT_VECTORISED = ["logits", "attention"]
 
 
-@triton.jit(do_not_specialize_on_alignment=_NOT_VECTORISED)
+@triton.jit(do_not_specialize=["heads"], do_not_specialize_on_alignment=_NOT_VECTORISED)
 def cls_attention_kernel(
     layer,  # query [P, H, Dh], two strides, key [P, N, H, Dh], three strides
     logits, attention,  # [P, H, N], for the programs' own use; [P, H, T]
-    scale,
-    T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
+    scale, heads,
+    T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
-    row, h = head // H, head % H
+    row, h = head // heads, head % heads
     attend(
         layer, row, h, scale, logits + head.to(tl.int64) * N, attention + head.to(tl.int64) * T,
         T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, False,

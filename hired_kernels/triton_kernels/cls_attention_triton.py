@@ -42,8 +42,8 @@ def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | Non
     with on(query.device):
         cls_attention_kernel[(P * H,)](
             (query, *query.stride()[:2], key, *key.stride()[:3]),
-            logits, attention, Dh**-0.5 if scale is None else scale,
-            T=tokens, H=H, N=N, Dh=Dh, **head_tiles(N, Dh, key.itemsize),
+            logits, attention, Dh**-0.5 if scale is None else scale, H,
+            T=tokens, N=N, Dh=Dh, **head_tiles(N, Dh, key.itemsize),
             num_warps=warps(tokens), enable_fp_fusion=True,
         )  # fmt: skip
     return attention

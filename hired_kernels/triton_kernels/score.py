@@ -99,7 +99,11 @@ def attend(
     T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, INIT: tl.constexpr,
 ):  # fmt: skip
-    """softmax_of_head of head h of a layer's row: (query, two strides, key, three strides)."""
+    """softmax_of_head of head h of a layer's row: (query, two strides, key, three strides).
+
+    h must not be known to be 0, not even of one head: what is known of the alignment of a head that
+    stands alone would be more than of the same head among others, and sums would add up otherwise.
+    """
     query, query_stride_row, query_stride_h, key, key_stride_row, key_stride_n, key_stride_h = layer
     softmax_of_head(
         query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,

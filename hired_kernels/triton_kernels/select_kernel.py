@@ -143,7 +143,7 @@ def clear_rows(
 
 _NOT_COMPILED_IN = [
     "count", "partitions", "first_partition", "init_is_by_picture", "init_jobs", "counted",
-    "full_chunks", "sub_chunks", "pictures",
+    "full_chunks", "sub_chunks", "pictures", "heads",
 ]  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def select_kernel(
     counters, pictures,  # tickets.py, pictures.py
     count, partitions, first_partition,  # pictures and partitions of this launch, those before it
     init_is_by_picture, init_jobs, counted, full_chunks, sub_chunks, scale,
+    heads,  # H again, where it must not be known: see attend
     T: tl.constexpr, SIDE: tl.constexpr, D: tl.constexpr,
     H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     FROM_KEYS: tl.constexpr, PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
@@ -174,12 +175,13 @@ def select_kernel(
     probabilities = (shares + partitions).to(tl.pointer_type(tl.float32), bitcast=True)
     job = draw_ticket(counters)
     heads_jobs = 0
+    each = heads if H == 1 else H  # jobs of a row
     if FROM_KEYS:
         heads_jobs = init_jobs + partitions * H
 
     if job < init_jobs:
         if FROM_KEYS:
-            b, h = job // H, job % H
+            b, h = job // each, job % each
             b, box, budgets, place = find_picture(pictures, count, b, 1, 0, PICTURES)
             if rest_of(budgets) > 0:  # else nobody will ask
                 row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
@@ -190,7 +192,7 @@ def select_kernel(
                 )  # fmt: skip
     elif job < heads_jobs:
         if FROM_KEYS:
-            p, h = (job - init_jobs) // H, (job - init_jobs) % H
+            p, h = (job - init_jobs) // each, (job - init_jobs) % each
             b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
             heads_job(
                 final, p, p, h, scale, probabilities,

@@ -196,7 +196,7 @@ def launch_select(
         features, features.stride(0), features.stride(1), tokens, indices, counts, init, final,
         workspace, _counters(device, counters), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, rules["counted"], full_chunks, sub_chunks,
-        layers.scale,
+        layers.scale, H,
         T=T, SIDE=side, D=features.shape[2], H=H, N=N, Dh=Dh,
         FROM_KEYS=from_keys, PUBLISHED=rules["policy"] == "published",
         # Without square partitions nobody has sub-images in raster order.
