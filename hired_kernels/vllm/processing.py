@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PixtralVisionConfig
 from vllm.model_executor.models.llava import (
     BaseLlavaMultiModalProcessor,
     BaseLlavaProcessingInfo,
@@ -86,7 +85,7 @@ class _Processor(BaseLlavaMultiModalProcessor):
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
-    ) -> BatchFeature:
+    ) -> MutableMapping[str, Any]:
         hired, budget = self.info.hired, self.info.hired.asked(hf_kwargs)
         # vLLM asks for tensors where a request does not say otherwise.
         ours = (REQUEST, "return_tensors")
@@ -115,7 +114,7 @@ class _Processor(BaseLlavaMultiModalProcessor):
                 expected = f"{partitions} partition(s) of shape {tile}"
                 raise refuse("pixel_values", expected, f"{math.prod(found)} of {shape[-3:]}")
 
-    def _sizes(self, output: BatchFeature) -> list[tuple[int, int]]:
+    def _sizes(self, output: MutableMapping[str, Any]) -> list[tuple[int, int]]:
         """(height, width) in pixels of the pictures of a processor's output."""
         tile = self.info.hired.anatomy.tile
         if "image_sizes" not in output:
@@ -123,7 +122,7 @@ class _Processor(BaseLlavaMultiModalProcessor):
         return [tuple(size) for size in torch.as_tensor(output["image_sizes"]).tolist()]
 
     def _get_mm_fields_config(
-        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+        self, hf_inputs: MutableMapping[str, Any], hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
         return {**fields, REQUEST: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
@@ -161,7 +160,7 @@ class HiredLlavaNextMultiModalProcessor(_Processor, LlavaNextMultiModalProcessor
 
 def llava_info(ctx: InputProcessingContext) -> BaseLlavaProcessingInfo:
     """As for vLLM's class, which also serves Pixtral's towers."""
-    if isinstance(ctx.get_hf_config().vision_config, PixtralVisionConfig):
+    if ctx.get_hf_config().vision_config.model_type == "pixtral":
         return PixtralHFProcessingInfo(ctx)
     return HiredLlavaProcessingInfo(ctx)
 
