@@ -1,29 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cls_attention_cuda.h"
 
-#include <mutex>
-#include <set>
-
 #include "cls_attention_kernel.cuh"
+#include "kernel_code.h"
 #include "launch.cuh"
 
 namespace hired {
 namespace {
 
 static_assert(kCudaLimits.partitions * kCudaLimits.heads <= INT32_MAX, "blocks of a launch");
-
-// Once a device.
-Status check_code_once(int device) {
-  static std::mutex mutex;
-  static std::set<int> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (known.count(device) != 0) return Status::Ok();
-  const OutsideCapture outside;
-  if (Status status = cuda_status(outside.error(), "code"); !status.ok()) return status;
-  Status status = check_code(cls_attention_kernel<float>, "query", device);
-  if (status.ok()) known.insert(device);
-  return status;
-}
 
 template <class Scalar>
 Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
@@ -49,10 +34,15 @@ Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
 
 }  // namespace
 
+Status load_cls_attention_kernels(const char* argument, int device) {
+  return load_code(argument, device, cls_attention_kernel<float>, cls_attention_kernel<Float16>,
+                   cls_attention_kernel<BFloat16>);
+}
+
 Status launch_cls_attention_cuda(const ClsAttentionCall& call, int device, void* stream,
                                  int32_t threads) {
   if (Status status = set_device(device); !status.ok()) return status;
-  if (Status status = check_code_once(device); !status.ok()) return status;
+  if (Status status = load_kernels("query", device); !status.ok()) return status;
   switch (call.dtype) {
     case Dtype::kFloat16: return launch<Float16>(call, stream, threads);
     case Dtype::kBFloat16: return launch<BFloat16>(call, stream, threads);

@@ -12,6 +12,9 @@
 #include <cuda_runtime.h>
 #endif
 
+#ifdef HIRED_SPIN_LIMIT
+#include <cstdio>
+#endif
 #include <type_traits>
 
 #include "group.h"
@@ -53,16 +56,51 @@ __device__ __forceinline__ void arrive(uint32_t* counter) {
   }
 }
 
+#ifdef HIRED_SPIN_LIMIT
+// Says what is amiss and ends the kernel: the next synchronisation returns an error.
+__device__ inline void give_up(const char* what, int32_t picture, uint32_t have, uint32_t want) {
+  constexpr char kText[] = "hired: block %u: %s of picture %d: have %u, want %u\n";
+#ifdef HIRED_EMULATE
+  char text[128];
+  snprintf(text, sizeof text, kText, blockIdx.x, what, picture, have, want);
+  hired_emulator::fail(text, hired_emulator::Site::here());
+#else
+  printf(kText, blockIdx.x, what, picture, have, want);
+  __trap();
+#endif
+}
+#endif
+
+// Builds with a spin limit alone: what a launch counts exceeds what it should be counting to.
+__device__ __forceinline__ void check_at_most([[maybe_unused]] const char* what,
+                                              [[maybe_unused]] int32_t picture,
+                                              [[maybe_unused]] uint32_t have,
+                                              [[maybe_unused]] uint32_t most) {
+#ifdef HIRED_SPIN_LIMIT
+  if (have > most) give_up(what, picture, have, most);
+#endif
+}
+
 // Returns once `counter` has reached `count`. Called by all threads; what other blocks wrote is
 // then read past the first-level cache (load_fresh). Who may be waited for: see select_kernel.cuh.
-__device__ __forceinline__ void wait_for(const uint32_t* counter, uint32_t count) {
+// With HIRED_SPIN_LIMIT, a debug build, a wait of so many polls says what it is for and ends the
+// kernel, and so does a counter that has gone too far; about half a microsecond a poll.
+__device__ __forceinline__ void wait_for(const uint32_t* counter, uint32_t count,
+                                         [[maybe_unused]] const char* name,
+                                         [[maybe_unused]] int32_t picture) {
   if (threadIdx.x == 0) {
-    while (*static_cast<const volatile uint32_t*>(counter) < count) {
+    const volatile uint32_t* fresh = counter;
+    [[maybe_unused]] uint32_t polls = 0;
+    while (*fresh < count) {
 #ifdef HIRED_EMULATE
       hired_emulator::poll();
 #endif
+#ifdef HIRED_SPIN_LIMIT
+      if (++polls > HIRED_SPIN_LIMIT) give_up(name, picture, *fresh, count);
+#endif
     }
     __threadfence();
+    check_at_most(name, picture, *fresh, count);
   }
   __syncthreads();
 }

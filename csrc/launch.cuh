@@ -41,12 +41,21 @@ class OutsideCapture {
   cudaError_t error_;
 };
 
-// Finds out before the first launch, and says so in words, what would be "no kernel image".
-template <class Kernel>
-Status check_code(Kernel* kernel, const char* argument, int device) {
+// Loads kernels, whatever is being captured; says in words what would else be "no kernel image".
+template <class... Kernels>
+Status load_code(const char* argument, int device, Kernels*... kernels) {
+  const OutsideCapture outside;
+  if (Status status = cuda_status(outside.error(), "code"); !status.ok()) return status;
+  cudaError_t error = cudaSuccess;
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  (..., (error = error == cudaSuccess ? cudaFuncGetAttributes(&attributes, kernels) : error));
   if (error == cudaSuccess) return Status::Ok();
+  if (error == cudaErrorStreamCaptureUnsupported) {
+    return Status::Refused(argument,
+                           "a call of some operator on this device before the first capture, since "
+                           "its driver, older than CUDA 12.3, loads no code during one",
+                           "none");
+  }
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "kernel_code.h"
 #include "select_launch.cuh"
 
 namespace hired {
@@ -40,7 +41,7 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
   workspace.counters = place.counters;
   if (Status status = set_device(place.device); !status.ok()) return status;
 #ifdef HIRED_CUDA_LARGE  // some of the code is for sm_70 or later
-  if (call.plan->pictures.size() > kSmallBatch && has_large(place.device)) {
+  if (call.plan->pictures.size() > kSmallBatch && has_large_kernels(place.device)) {
     return launch_large(call, workspace, place);
   }
 #endif
@@ -49,16 +50,36 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
 
 // Allocates and clears counters at once, whatever the streams of the device are doing.
 Status make_counters(Counters** counters) {
+  const OutsideCapture outside;
+  if (Status status = cuda_status(outside.error(), "counters"); !status.ok()) return status;
+  Counters* made = nullptr;
   cudaStream_t stream = nullptr;
-  cudaError_t error = cudaMalloc(reinterpret_cast<void**>(counters), sizeof(Counters));
+  cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&made), sizeof(Counters));
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error == cudaSuccess) error = cudaMemsetAsync(*counters, 0, sizeof(Counters), stream);
+  if (error == cudaSuccess) error = cudaMemsetAsync(made, 0, sizeof(Counters), stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (stream != nullptr) {
     const cudaError_t destroyed = cudaStreamDestroy(stream);
     if (error == cudaSuccess) error = destroyed;
   }
+  if (error == cudaSuccess) *counters = made;
   return cuda_status(error, "counters");
+}
+
+// Device, what no other stream of it has for as long as the process lives, and the thread where one
+// handle stands for the default streams of all threads. Drivers before CUDA 12.0 have no ids of
+// streams: there it is the handle, which a new stream may inherit from one that was destroyed.
+using StreamName = std::tuple<int, unsigned long long, uintptr_t, std::thread::id>;
+
+StreamName name_of(int device, void* stream) {
+  const bool of_thread = stream == reinterpret_cast<void*>(uintptr_t{0x2});
+  const std::thread::id thread = of_thread ? std::this_thread::get_id() : std::thread::id();
+  unsigned long long id = 0;
+  if (cudaStreamGetId(static_cast<cudaStream_t>(stream), &id) == cudaSuccess) {
+    return {device, id, 0, thread};
+  }
+  static_cast<void>(cudaGetLastError());  // asked and answered
+  return {device, ~0ull, reinterpret_cast<uintptr_t>(stream), thread};
 }
 
 }  // namespace
@@ -79,30 +100,24 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place) {
   return launch_any(call, true, place);
 }
 
+Status load_select_kernels(const char* argument, int device) {
+  return load_select<kSmallBatch>(argument, device);
+}
+
 Status find_counters(int device, void* stream, Counters** counters) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, void*, std::thread::id>, Counters*> of_stream;
+  static std::map<StreamName, Counters*> of_stream;
   if (Status status = set_device(device); !status.ok()) return status;
+  if (Status status = load_kernels("features", device); !status.ok()) return status;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing);
   if (error != cudaSuccess) return cuda_status(error, "a stream");
-  const bool captured = capturing != cudaStreamCaptureStatusNone;
-  // One handle stands for the default streams of all threads, where they have one each.
-  const bool of_thread = stream == reinterpret_cast<void*>(uintptr_t{0x2});
+  if (capturing != cudaStreamCaptureStatusNone) return make_counters(counters);
+  const StreamName name = name_of(device, stream);
   const std::lock_guard<std::mutex> lock(mutex);
-  Counters*& known =
-      of_stream[{device, stream, of_thread ? std::this_thread::get_id() : std::thread::id()}];
-  if (captured || known == nullptr) {
-    const OutsideCapture outside;
-    if (Status status = cuda_status(outside.error(), "counters"); !status.ok()) return status;
-    if (Status status = check_code(select_kernel<float, false, kSmallBatch>, "features", device);
-        !status.ok())
-      return status;
-    Counters* made = nullptr;
-    if (Status status = make_counters(&made); !status.ok()) return status;
-    if (!captured) known = made;
-    *counters = made;
-    return Status::Ok();
+  Counters*& known = of_stream[name];
+  if (known == nullptr) {
+    if (Status status = make_counters(&known); !status.ok()) return status;
   }
   *counters = known;
   return Status::Ok();

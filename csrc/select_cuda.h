@@ -49,8 +49,10 @@ size_t cuda_workspace_bytes(const SelectQkCall& call);
 Status launch_select_cuda(const SelectCall& call, const CudaPlace& place);
 Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place);
 
-// Counters for launches on a stream: always the same for a stream; new ones for each launch that a
-// graph captures, since a graph may run beside its stream. They live as long as the process.
+// Counters for launches on a stream: always the same for a stream, and no other stream's, also
+// where CUDA gives a new one the handle of one that was destroyed; new ones for each launch that a
+// graph captures, since a graph may run beside its stream. They live as long as the process, 8 KB
+// each.
 Status find_counters(int device, void* stream, Counters** counters);
 
 }  // namespace hired

@@ -2,28 +2,17 @@
 //
 // Launches of up to kLargeBatch pictures. Their parameters outgrow the 4 KB of sm_61, so this file
 // is compiled for sm_70 and later alone.
-#include <map>
-#include <mutex>
-
+#include "kernel_code.h"
 #include "select_launch.cuh"
 
 namespace hired {
 
-bool has_large(int device) {
-  static std::mutex mutex;
-  static std::map<int, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) return found->second;
+bool load_large_kernels(int device) {
   int major = 0;
-  cudaFuncAttributes attributes;
-  const bool has =
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-      major >= 7 &&
-      cudaFuncGetAttributes(&attributes, select_kernel<float, false, kLargeBatch>) == cudaSuccess;
-#ifndef HIRED_EMULATE  // whose device changes under the test
-  known[device] = has;
-#endif
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess && major < 7) return false;
+  const bool has = error == cudaSuccess && load_select<kLargeBatch>("features", device).ok();
   if (!has) static_cast<void>(cudaGetLastError());  // asked and answered
   return has;
 }

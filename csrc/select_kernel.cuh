@@ -122,9 +122,10 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
     auto& counters = params.workspace.counters->picture[b];
     const auto heads = static_cast<uint32_t>(H);
     if (init) {
-      wait_for(&counters.heads_init, heads);
+      wait_for(&counters.heads_init, heads, "heads_init", b);
     } else {
-      wait_for(&counters.heads_final, heads * static_cast<uint32_t>(1 + picture.sub_images()));
+      const uint32_t all = heads * static_cast<uint32_t>(1 + picture.sub_images());
+      wait_for(&counters.heads_final, all, "heads_final", b);
     }
     const int64_t row = init ? params.P + picture.init_row : p;
     score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
@@ -181,7 +182,7 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
   }
   int32_t budget = picture.full_budget;
   if (partition > 0) {
-    wait_for(&counters.weighed, 1);
+    wait_for(&counters.weighed, 1, "weighed", b);
     budget = load_fresh(params.workspace.budgets + p);
   }
   const Cut cut = choose(group, keys, T, budget, choose_scratch);
@@ -225,7 +226,8 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t chunks = full ? params.full_blocks : params.sub_blocks;
   const int32_t p = picture.first_partition + partition;
 
-  wait_for(&params.workspace.counters->picture[b].chosen, static_cast<uint32_t>(1 + n));
+  wait_for(&params.workspace.counters->picture[b].chosen, static_cast<uint32_t>(1 + n), "chosen",
+           b);
   auto* counts = reinterpret_cast<int64_t*>(shared);
   auto* shifts = reinterpret_cast<int32_t*>(counts + n + 1);
   auto* row_counts = reinterpret_cast<uint32_t*>(shifts + side);
@@ -279,6 +281,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   Counters& counters = *params.workspace.counters;
   if (threadIdx.x == 0) *ticket = atomicAdd(&counters.tickets, 1u);
   __syncthreads();
+  check_at_most("tickets", -1, *ticket, gridDim.x - 1);
   auto job = static_cast<int32_t>(*ticket);
   const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
   bool arrived = true;

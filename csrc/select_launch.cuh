@@ -15,7 +15,7 @@ namespace hired {
 inline namespace HIRED_ISA {
 
 // Rows of the output that a warp of a gather job copies, about: with two, loads of one overlap
-// stores of the other, and a picture of 576 tokens still spreads over 46 blocks. Predicted, not
+// stores of the other, and a picture of 576 tokens still spreads over 38 blocks. Predicted, not
 // measured.
 inline constexpr int64_t kRowsPerWarp = 2;
 
@@ -126,6 +126,15 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
       "the kernel to start");
 }
 
+template <int kPictures>
+Status load_select(const char* argument, int device) {
+  return load_code(argument, device, select_kernel<float, false, kPictures>,
+                   select_kernel<Float16, false, kPictures>,
+                   select_kernel<BFloat16, false, kPictures>, select_kernel<float, true, kPictures>,
+                   select_kernel<Float16, true, kPictures>,
+                   select_kernel<BFloat16, true, kPictures>);
+}
+
 template <int kPictures, class SomeCall>
 Status launch_some(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
                    int32_t first, int32_t count) {
@@ -151,8 +160,7 @@ Status launch_all(const SomeCall& call, const DeviceWorkspace& workspace, const 
 
 }  // namespace HIRED_ISA
 
-// select_cuda_large.cu. Whether it has code for the current device, and its driver takes it.
-bool has_large(int device);
+// select_cuda_large.cu.
 Status launch_large(const SelectCall& call, const DeviceWorkspace& workspace,
                     const CudaPlace& place);
 Status launch_large(const SelectQkCall& call, const DeviceWorkspace& workspace,

@@ -24,6 +24,11 @@ py::dict build_info() {
   info["cuda_archs"] = py::make_tuple(HIRED_CUDA_ARCHS);  // of machine code: 61, 90
   info["cuda_ptx"] = py::make_tuple(HIRED_CUDA_PTX);      // of PTX, for GPUs from these on
   info["cuda_compiler"] = HIRED_CUDA_COMPILER;
+#ifdef HIRED_SPIN_LIMIT
+  info["spin_limit"] = HIRED_SPIN_LIMIT;
+#else
+  info["spin_limit"] = py::none();  // waits between blocks have no limit
+#endif
   info["isas"] = hired::cpu_isas();
   info["isa"] = hired::cpu_isa();
   return info;

@@ -9,14 +9,19 @@ test_invariants.py run there too, under HIRED_TEST_TARGET=emulated.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from callers import reference
 from cls_attention_calls import agree, seeded_attention_call
 from strategies import Call, same, seeded_call, seeded_qk_call
-from targets import emulated, schedule
+from targets import emulated, emulator, schedule
 
 if "HIRED_EMULATED_LIBRARY" not in os.environ:
     pytest.skip("the emulator was not built: make test-emulated", allow_module_level=True)
@@ -112,3 +117,87 @@ def test_the_largest_attention() -> None:
     call = seeded_attention_call(2, P=1, T=4096, N=8192, H=1, Dh=256)
     schedule(2, 1, 256, lock_step=False, capability=6)
     assert agree(emulated("cls_attention", **call), reference("cls_attention", **call))
+
+
+# What goes wrong.
+
+
+@pytest.fixture
+def disturb() -> Iterator[Any]:
+    """Says what launches find in their counters, and after how many polls a wait gives up."""
+    yield emulator().hired_emulated_disturb
+    emulator().hired_emulated_disturb(0, 0, 2**32 - 1)
+
+
+@pytest.mark.parametrize(
+    ("tickets", "weighed", "said"),
+    [
+        # The first job is nobody's, and those that need it wait; or one job too many is handed out.
+        (1, 0, r"weighed of picture 0: have 0, want 1|tickets of picture -1: have \d+, want \d+"),
+        (0, 7, "weighed of picture 0: have [78], want 1"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_corrupted_counter_is_an_error(
+    disturb: Any, seed: int, tickets: int, weighed: int, said: str
+) -> None:
+    """In builds with a spin limit, of which the emulator's is one."""
+    op, call = calls()["select"]
+    disturb(tickets, weighed, 100)
+    schedule(seed, 5, 64, lock_step=False, capability=6)
+    with pytest.raises(RuntimeError, match=rf"hired: block \d+: ({said})"):
+        emulated(op, **call)
+    disturb(0, 0, 100_000)
+    assert agree(emulated(op, **call), reference(op, **call))
+
+
+def test_streams_never_share_counters() -> None:
+    """Not even where a new stream has the handle of one that was destroyed."""
+    counters = emulator().hired_emulated_counters_of_a_new_stream
+    counters.restype = ctypes.c_void_p
+    found = [counters() for _ in range(3)]
+    assert None not in found
+    assert len(set(found)) == 3
+    emulator().hired_emulated_driver(1, 0)  # which has no other name of a stream than its handle
+    try:
+        assert counters() == counters() is not None
+    finally:
+        emulator().hired_emulated_driver(0, 0)
+
+
+CAPTURES = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from callers import reference
+from cls_attention_calls import agree, seeded_attention_call
+from strategies import seeded_call, seeded_qk_call
+from targets import emulated, emulator, schedule
+
+schedule(1, 8, 32, lock_step=False, capability=9)
+small = {{"grids": ((1, 1),), "T": 4, "H": 1, "D": 1}}
+if {before}:
+    emulated("cls_attention", **seeded_attention_call(1, T=4, H=1))
+emulator().hired_emulated_driver(1, 1)
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for op, call in (
+        ("select", seeded_call("select", 1, dtype=dtype, **small)),
+        ("select_qk", seeded_qk_call(1, dtype=dtype, **small)),
+        ("select", seeded_call("select", 1, dtype=dtype, **{{**small, "grids": ((1, 1),) * 65}})),
+        ("cls_attention", seeded_attention_call(1, T=4, H=1, dtype=dtype)),
+    ):
+        assert agree(emulated(op, **call), reference(op, **call))
+"""
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["after-a-call", "cold"])
+def test_any_call_loads_all_kernels(before: bool) -> None:
+    """Drivers before CUDA 12.3 load none while a stream is being captured."""
+    script = CAPTURES.format(tests=str(Path(__file__).parent), before=before)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if before:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert "features: expected a call of some operator on this device before the first" in (
+            result.stderr
+        )

@@ -18,6 +18,7 @@
 #define blockDim (::hired_emulator::running->block_size)
 #define gridDim (::hired_emulator::running->grid_size)
 #define warpSize 32
+#define HIRED_SPIN_LIMIT (::hired_emulator::options().spin_limit)
 
 // --- barriers and fences -------------------------------------------------------------------------
 

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "cuda_types.h"
 #include "scheduler.h"
@@ -17,6 +19,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorCallRequiresNewerDriver = 36,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
@@ -100,14 +103,26 @@ struct Device {
   int threads_per_multiprocessor = 2048;
   int blocks_per_multiprocessor = 4;  // what the occupancy query answers
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  bool old_driver = false;  // of CUDA 11: streams have no ids, and no code is loaded in a capture
 };
 inline Device device;
 inline cudaError_t last_error = cudaSuccess;
+inline std::set<const void*> loaded;  // kernels: by a question about them, or their first launch
 inline std::map<const void*, size_t> shared_limits;  // of kernels that asked for more
 
 inline cudaError_t remember(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
+}
+
+// Lazily, as CUDA loads a kernel's code.
+inline cudaError_t load(const void* kernel) {
+  if (device.old_driver && device.capture != cudaStreamCaptureStatusNone &&
+      loaded.count(kernel) == 0) {
+    return remember(cudaErrorStreamCaptureUnsupported);
+  }
+  loaded.insert(kernel);
+  return cudaSuccess;
 }
 
 template <class... Parameters>
@@ -136,6 +151,7 @@ cudaError_t launch_checked(void (*kernel)(Parameters...), Launch launch, void** 
   if ((sizeof(Parameters) + ... + size_t{0}) > (device.major >= 7 ? 32764u : 4096u)) {
     return remember(cudaErrorInvalidValue);
   }
+  if (load(reinterpret_cast<const void*>(kernel)) != cudaSuccess) return last_error;
   size_t next = 0;
   std::tuple<Parameters...> values{*static_cast<Parameters*>(arguments[next++])...};
   launch.thread = [kernel, values] { std::apply(kernel, values); };
@@ -150,6 +166,7 @@ inline const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorCallRequiresNewerDriver: return "cudaErrorCallRequiresNewerDriver";
     case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
@@ -235,7 +252,10 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 }
 
 template <class... Parameters>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
+  if (hired_emulator::load(reinterpret_cast<const void*>(kernel)) != cudaSuccess) {
+    return hired_emulator::last_error;
+  }
   *attributes = {};
   attributes->binaryVersion = hired_emulator::device.major * 10 + hired_emulator::device.minor;
   attributes->ptxVersion = attributes->binaryVersion;
@@ -309,12 +329,42 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
   return cudaMemset(p, value, bytes);
 }
 
+namespace hired_emulator {
+
+// Handles are used again, ids are not. A handle that was not created here names a stream, too.
+struct Streams {
+  std::map<cudaStream_t, unsigned long long> ids;
+  std::vector<cudaStream_t> destroyed;
+  unsigned long long next_id = 1;
+};
+inline Streams streams;
+
+}  // namespace hired_emulator
+
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(new char);
+  hired_emulator::Streams& streams = hired_emulator::streams;
+  if (streams.destroyed.empty()) {
+    static std::vector<char*> handles;  // never freed, and known to leak checkers
+    streams.destroyed.push_back(reinterpret_cast<cudaStream_t>(handles.emplace_back(new char)));
+  }
+  *stream = streams.destroyed.back();
+  streams.destroyed.pop_back();
+  streams.ids[*stream] = streams.next_id++;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<char*>(stream);
+  hired_emulator::streams.ids.erase(stream);
+  hired_emulator::streams.destroyed.push_back(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  if (hired_emulator::device.old_driver) {
+    return hired_emulator::remember(cudaErrorCallRequiresNewerDriver);
+  }
+  const auto found = hired_emulator::streams.ids.find(stream);
+  *id = found != hired_emulator::streams.ids.end()
+            ? found->second
+            : reinterpret_cast<unsigned long long>(stream) | 1ull << 63;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {

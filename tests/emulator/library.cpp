@@ -2,7 +2,7 @@
 //
 // torch.ops.hired_emulated: the CUDA launchers and kernels of csrc, compiled for the host by the
 // emulator, behind the schemas of torch.ops.hired on CPU tensors. hired_emulated_configure() says
-// how the next launches are scheduled.
+// how the next launches are scheduled, other functions beside it what goes wrong with them.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -25,7 +25,8 @@ using torch::stable::Tensor;
 
 int threads = hired::kThreads;
 int streams = 1;
-std::mutex machine;  // there is one
+uint32_t planted_tickets = 0, planted_weighed = 0;  // in counters that should be zero
+std::mutex machine;                                 // there is one
 
 void raise(const Status& status) {
   if (status.ok()) return;
@@ -54,6 +55,8 @@ Selected run(const Tensor& features, SomeCall* call,
       for (size_t i = 0; i < counters.size() && status.ok(); ++i) {
         void* stream = i == 0 ? nullptr : &counters[i];
         raise(hired::find_counters(0, stream, &counters[i]));
+        counters[i]->tickets = planted_tickets;
+        counters[i]->picture[0].weighed = planted_weighed;
         outs.push_back(hired::make_outputs(features, call));
         workspaces.push_back(hired::make_workspace(features, hired::cuda_workspace_bytes(*call)));
         status = launch(*call, {0, stream, counters[i], workspaces[i].mutable_data_ptr(), threads});
@@ -153,6 +156,34 @@ extern "C" __attribute__((visibility("default"))) void hired_emulated_configure(
   hired_emulator::device.major = capability;
   threads = block_threads;
   streams = on_streams;
+}
+
+// What the next launches find in their counters, and after how many polls a wait gives up.
+extern "C" __attribute__((visibility("default"))) void hired_emulated_disturb(uint32_t tickets,
+                                                                              uint32_t weighed,
+                                                                              uint32_t spin_limit) {
+  planted_tickets = tickets;
+  planted_weighed = weighed;
+  hired_emulator::options().spin_limit = spin_limit;
+}
+
+// Whether the driver is of CUDA 11, and whether every stream is being captured.
+extern "C" __attribute__((visibility("default"))) void hired_emulated_driver(int old,
+                                                                             int capturing) {
+  hired_emulator::device.old_driver = old != 0;
+  hired_emulator::device.capture =
+      capturing != 0 ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+}
+
+// Creates a stream, asks for its counters twice, destroys it. Null if it was given two sets.
+extern "C" __attribute__((visibility("default"))) void* hired_emulated_counters_of_a_new_stream() {
+  cudaStream_t stream = nullptr;
+  hired::Counters *first = nullptr, *second = nullptr;
+  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return nullptr;
+  const bool found =
+      hired::find_counters(0, stream, &first).ok() && hired::find_counters(0, stream, &second).ok();
+  static_cast<void>(cudaStreamDestroy(stream));
+  return found && first == second ? first : nullptr;
 }
 
 STABLE_TORCH_LIBRARY(hired_emulated, m) {

@@ -30,9 +30,10 @@ struct Options {
   unsigned resident_blocks = 8;  // at once; never less than one cluster
   unsigned cluster_size = 1;     // of launches that do not name their own
   Warps warps = Warps::kIndependent;
-  unsigned poll_limit = 1000;    // polls of each thread that can run, while nothing else happens
-  unsigned switch_percent = 25;  // chance that another thread runs before, or after, an atomic
-  bool abort_on_failure = true;  // cudaLaunchKernel: print and abort, or return an error
+  unsigned poll_limit = 1000;  // polls of each thread that can run, while nothing else happens
+  unsigned spin_limit = UINT32_MAX;  // polls of one wait: HIRED_SPIN_LIMIT of the kernels
+  unsigned switch_percent = 25;      // chance that another thread runs before, or after, an atomic
+  bool abort_on_failure = true;      // cudaLaunchKernel: print and abort, or return an error
 };
 
 // Takes effect at the next launch.
