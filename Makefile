@@ -18,16 +18,18 @@ EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py
 INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format test-gpu bench \
+.PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format first-contact test-gpu bench gpu-bundle \
   bench-cpu bench-model bench-load bench-vllm evidence train-evidence wheel \
-  pascal-compiler kernel-report clean
+  pascal-compiler kernel-report clean always
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
+	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
+	@echo "make gpu-bundle     what a machine with a GPU would else have to compile: build/gpu-bundle"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
@@ -44,10 +46,16 @@ help:
 $(BIN)/.dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(TORCH) numpy
-	$(BIN)/python -m pip install -q "setuptools>=70" wheel cmake ninja pybind11
+	$(BIN)/python -m pip install -q "setuptools>=77" wheel cmake ninja pybind11
 	touch $@
 
-$(BIN)/.installed: $(BIN)/.dependencies setup.py CMakeLists.txt $(SOURCES)
+# What the build depends on besides files. Written when it changes, and then the build is done again.
+BUILD_FLAGS := $(foreach name,CXX CXXFLAGS LDFLAGS CMAKE_ARGS CUDACXX CUDA_HOME HIRED_NATIVE \
+  HIRED_CUDA_ARCHS HIRED_CUDA_PTX HIRED_PASCAL_COMPILER HIRED_SPIN_LIMIT,$(name)=$($(name)))
+$(BIN)/.flags: $(BIN)/.dependencies always
+	@echo '$(BUILD_FLAGS)' | cmp -s - $@ || echo '$(BUILD_FLAGS)' > $@
+
+$(BIN)/.installed: $(BIN)/.flags setup.py CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
 	touch $@
 
@@ -129,25 +137,29 @@ format: $(BIN)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-# On a machine with a GPU: both build for it in build/gpu, with whatever python3 and PyTorch are there.
+# On a machine with a GPU, with whatever PyTorch that Python has: the package of build/gpu-bundle, or
+# one that is built there. docs/gpu.md says in which order.
+first-contact:
+	$(PYTHON) tools/gpu/first_contact.py
+
 test-gpu:
-	tools/test_gpu.sh
+	$(PYTHON) tools/gpu/suites.py
 
 bench:
-	tools/test_gpu.sh build
-	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_gpu.py
+	$(PYTHON) tools/gpu/benchmark.py 295 bench_gpu.py
+
+gpu-bundle: pascal-compiler
+	$(PYTHON) tools/gpu/bundle.py
 
 bench-cpu: setup
 	$(BIN)/python benchmarks/bench_select.py
 	$(BIN)/python benchmarks/bench_model.py
 
 bench-model:
-	tools/test_gpu.sh build
-	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_model.py --size 7b
+	$(PYTHON) tools/gpu/benchmark.py 590 bench_model.py --size 7b
 
 bench-load:
-	tools/test_gpu.sh build
-	PYTHONPATH=build/gpu/lib python3 benchmarks/bench_load.py
+	$(PYTHON) tools/gpu/benchmark.py 295 bench_load.py
 
 evidence: setup
 	$(BIN)/python benchmarks/evidence/evaluate.py

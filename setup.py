@@ -9,6 +9,9 @@ Environment:
                    auto (default): the GPU that is here, else all that the compilers here can make;
                    all: sm_61 to sm_120; empty or none: the CPU alone, as without a CUDA compiler.
     HIRED_CUDA_PTX PTX to add to that of the newest architecture, like "61".
+    HIRED_SPIN_LIMIT
+                   debugging: a wait between blocks ends its kernel after so many polls, and says
+                   what it was for.
     CUDACXX, CUDA_HOME, HIRED_PASCAL_COMPILER: where tools/cuda_toolchain.py looks first.
     CXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL: as CMake has them.
 
@@ -19,6 +22,7 @@ Without the native library the package serves from its reference implementation,
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -31,6 +35,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+# What compilers read from the environment, and CMake only the first time, or never.
+FLAGS = ("CXX", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDACXX", "CUDA_HOME", "CUDA_PATH")
+FLAGS += ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "HIRED_PASCAL_COMPILER")
 
 
 def find_compiler() -> str | None:
@@ -87,7 +94,9 @@ class CMakeBuild(build_ext):
             stale.unlink()
         sanitize = os.environ.get("HIRED_SANITIZE", "")
         kind = "sanitize" if sanitize else sys.implementation.cache_tag
-        build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{kind}{TAG}"
+        # Not build_temp, which is new each time for an editable installation.
+        base = ROOT / self.get_finalized_command("build").build_base
+        build = base / f"cmake-{sysconfig.get_platform()}-{kind}{TAG}"
         scripts = str(Path(sys.executable).parent)
         env = dict(os.environ, PATH=scripts + os.pathsep + os.environ.get("PATH", ""))
         configure = [
@@ -97,13 +106,26 @@ class CMakeBuild(build_ext):
             f"-DHIRED_SANITIZE={sanitize}",
             f"-DHIRED_CUDA_ARCHS={ARCHS or 'none'}",
             f"-DHIRED_CUDA_PTX={os.environ.get('HIRED_CUDA_PTX', '')}",
+            f"-DHIRED_SPIN_LIMIT={os.environ.get('HIRED_SPIN_LIMIT', '')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={self.pybind11_folder()}",
             f"-DCMAKE_INSTALL_PREFIX={into}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
+        self.begin_anew_if_changed(build, configure)
         for command in (configure, ["cmake", "--build", str(build), "--target", "install"]):
             subprocess.run(command, check=True, env=env, cwd=ROOT)
+
+    @staticmethod
+    def begin_anew_if_changed(build: Path, configure: list[str]) -> None:
+        """Empties a build folder that was made by other commands, or with other flags."""
+        flags = {name: os.environ[name] for name in FLAGS if name in os.environ}
+        made_by = json.dumps({"configure": configure, "environment": flags}, indent=2)
+        note = build / "made_by.json"
+        if build.exists() and (not note.exists() or note.read_text() != made_by):
+            shutil.rmtree(build)
+        build.mkdir(parents=True, exist_ok=True)
+        note.write_text(made_by)
 
     @staticmethod
     def pybind11_folder() -> str:

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +35,44 @@ DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float3
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
 RATE = 0.2
+FIRST_BATCHES = (1, 8, 32)  # those of the README's table
 COPY_MEGABYTES = 1024
 
 
-def plan(options: Any) -> Iterator[tuple[str, Shape, str, bool]]:
-    """Operator, shape, policy, whether others run beside it; what matters most comes first."""
+@dataclass(frozen=True)
+class Step:
+    """A case to be taken, or others to be measured beside one that was."""
+
+    operator: str
+    shape: Shape
+    policy: str = "exact"
+    beside: bool = False
+
+
+def plan(options: Any) -> Iterator[Step]:
+    """What matters most comes first: a run may be cut short after any step."""
     first, *others = options.dtypes
-    quick = options.quick
+    batches = [B for B in FIRST_BATCHES if B in options.batches]
+    rest = [B for B in options.batches if B not in FIRST_BATCHES]
 
-    def shape(B: int, dtype: str, rate: float = RATE) -> Shape:
-        return Shape(B, DTYPES[dtype], rate=rate)
+    def steps(dtypes: list[str], batches: list[int], **more: Any) -> Iterator[Step]:
+        for dtype in dtypes:
+            for operator in options.operators:
+                for B in batches:
+                    yield Step(operator, Shape(B, DTYPES[dtype], rate=RATE), **more)
 
-    for operator in options.operators:
-        for B in options.batches:
-            yield operator, shape(B, first), "exact", B in (1, 8) and not quick
-        yield operator, shape(1, first), "published", False
-    for dtype in others:
-        for operator in options.operators:
-            for B in options.batches:
-                yield operator, shape(B, dtype), "exact", False
-    for operator in options.operators:
-        for B in (1, 32):
-            for rate in RATES:
-                if rate != RATE and not quick:
-                    yield operator, shape(B, first, rate), "exact", False
+    yield from steps([first], batches)
+    if not options.quick:
+        yield from steps([first], batches[:1], beside=True)
+    yield from steps([first], [1], policy="published")
+    yield from steps(others, batches)
+    if not options.quick:
+        for B in (B for B in (1, 32) if B in options.batches):
+            for rate in (rate for rate in RATES if rate != RATE):
+                for operator in options.operators:
+                    yield Step(operator, Shape(B, DTYPES[first], rate=rate))
+        yield from steps([first], batches[1:2], beside=True)
+    yield from steps([first, *others], rest)
 
 
 def arguments_of(shape: Shape) -> tuple[list[int], list[int], float]:
@@ -101,20 +116,36 @@ def in_triton(
     return {"timings": {name: value.as_json() for name, value in taken.items()}}
 
 
-def run_case(
-    operator: str, shape: Shape, policy: str, copy: timing.Copy, beside: bool, options: Any
-) -> dict[str, Any]:
-    """One operator at one shape, as it goes into the JSON file."""
-    floor = shape.floor_bytes(operator)
-    total = sum(floor.values())
+def case_of(step: Step) -> dict[str, Any]:
+    """What of a case is known beforehand, as it goes into the JSON file."""
+    shape, floor = step.shape, step.shape.floor_bytes(step.operator)
     dimensions = ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
-    case: dict[str, Any] = {
-        "operator": operator,
+    return {
+        "operator": step.operator,
         "dtype": str(shape.dtype).removeprefix("torch."),
-        "policy": policy,
+        "policy": step.policy,
         "shape": {name: getattr(shape, name) for name in dimensions},
-        "bytes": {**floor, "all": total},
+        "bytes": {**floor, "all": sum(floor.values())},
     }
+
+
+def run_beside(step: Step, cases: list[dict[str, Any]], options: Any) -> None:
+    """Adds others' figures to the case that was taken of the same shape, if it was."""
+    known = case_of(step)
+    for case in cases:
+        if "summary" in case and known.items() <= case.items():
+            number = min(64, case["input_sets"]["number"])
+            samples = gpu_runs.make_sets(step.shape, step.operator, number, options.seed)
+            contest = step.shape, step.operator, samples, options.seconds
+            case["others"] = gpu_contenders.measure(*contest, options.compile)
+            case["peers"] = gpu_peers.measure(*contest)
+
+
+def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
+    """One operator at one shape."""
+    operator, shape, policy = step.operator, step.shape, step.policy
+    case = case_of(step)
+    total = case["bytes"]["all"]
     number = gpu_runs.number_of_sets(shape, operator, total, options.rotate)
     if number == 0:
         return {**case, "left_out": "does not fit the GPU's memory"}
@@ -162,10 +193,6 @@ def run_case(
         "share_of_copy": total / taken["graph"].median / bandwidth,
         "floor_us": total / bandwidth * 1e6,
     }
-    if beside:
-        contest = (samples[:64], options.seconds, options.compile)
-        case["others"] = gpu_contenders.measure(shape, operator, *contest)
-        case["peers"] = gpu_peers.measure(shape, operator, *contest[:2])
     return case
 
 
@@ -185,8 +212,13 @@ def parse() -> argparse.Namespace:
     add("--batches", nargs="+", type=int, default=None)
     add("--seconds", type=float, default=0.15, help="of each contender (default: %(default)s)")
     add("--rotate", type=float, default=4, help="input sets, in L2s (default: %(default)s)")
-    add("--limit", type=float, default=480, help="no case begins after so many seconds")
-    add("--no-compile", dest="compile", action="store_false", help="without torch.compile")
+    add("--limit", type=float, default=250, help="no step begins later (default: %(default)s s)")
+    add(
+        "--compile",
+        choices=gpu_contenders.COMPILED,
+        default="default",
+        help="torch.compile's contender (default: %(default)s; autotune takes minutes)",
+    )
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="default: $OUT or benchmarks/results, <gpu>.json")
     options = parser.parse_args()
@@ -210,16 +242,25 @@ def main() -> int:
     copy = timing.Copy(COPY_MEGABYTES, "cuda")
     contents = {"environment": environment, "method": {**method, "copy_bytes": copy.bytes}}
     path, cases = output(options, environment["gpu"]), []
-    for operator, shape, policy, beside in plan(options):
+    for step in plan(options):
+        shape, what = step.shape, "others" if step.beside else step.policy
         dtype = str(shape.dtype).removeprefix("torch.")
-        print(f"{operator} {dtype}, batch {shape.B}, {shape.rate:.0%}, {policy}", file=sys.stderr)
-        if time.monotonic() - start > options.limit:
+        print(
+            f"{time.monotonic() - start:5.1f} s: {step.operator} {dtype}, batch {shape.B}, "
+            f"{shape.rate:.0%}, {what}", file=sys.stderr, flush=True,
+        )  # fmt: skip
+        late = time.monotonic() - start > options.limit
+        if late:
             contents["left_out"] = f"what was left after {options.limit:g} s"
-            break
-        cases.append(run_case(operator, shape, policy, copy, beside, options))
+        elif step.beside:
+            run_beside(step, cases, options)
+        else:
+            cases.append(run_case(step, copy, options))
         torch.cuda.empty_cache()
         if path:  # each time: a run that is cut short leaves what it has
             report.write_json(path, {**contents, "cases": cases})
+        if late:
+            break
     print(
         f"{environment['gpu']}, driver {environment['driver']}, torch {torch.__version__}, "
         f"commit {environment['commit']}, {environment['date']}"

@@ -21,6 +21,13 @@ from torch import Tensor
 import hired_kernels as hired
 
 CALLS = 5  # of a burst: some take 20 ms
+# torch.compile's modes by the name of an option, and what the contender is called. With graphs of
+# its own it would copy all inputs before each replay: it is captured here.
+COMPILED = {
+    "no": {},
+    "default": {"torch, compiled": {}},
+    "autotune": {"torch, autotuned": {"mode": "max-autotune-no-cudagraphs"}},
+}
 
 
 class _StaticTail(baselines._Tail):
@@ -55,8 +62,11 @@ def _static(shape: Shape, operator: str, score: Callable[[Tensor, Tensor], Tenso
     return run
 
 
-def contenders(shape: Shape, operator: str, compiled: bool) -> dict[str, tuple[str, bool, Any]]:
-    """By name: the policy that it follows, whether a graph can hold it, and the contender."""
+def contenders(shape: Shape, operator: str, compiled: str) -> dict[str, tuple[str, bool, Any]]:
+    """By name: the policy that it follows, whether a graph can hold it, and the contender.
+
+    `compiled` is a name of COMPILED.
+    """
     with torch.device(DEVICE):  # for the tables that depend on the shape alone
         plain = baselines.compositions(shape, operator)["plain"]
         static = _static(shape, operator, baselines._einsum)
@@ -67,16 +77,14 @@ def contenders(shape: Shape, operator: str, compiled: bool) -> dict[str, tuple[s
         "torch, plain": ("exact", False, plain),
         "torch, static": ("exact", True, static),
     }
-    if compiled:
+    for name, options in COMPILED[compiled].items():
         torch._dynamo.reset()
-        # Captured here: with graphs of its own it would copy all inputs before each replay.
-        options = {"mode": "max-autotune-no-cudagraphs", "dynamic": False}
-        found["torch, compiled"] = ("exact", True, torch.compile(fusible, **options))
+        found[name] = ("exact", True, torch.compile(fusible, dynamic=False, **options))
     return found
 
 
 def measure(
-    shape: Shape, operator: str, samples: list[Inputs], seconds: float, compiled: bool
+    shape: Shape, operator: str, samples: list[Inputs], seconds: float, compiled: str
 ) -> dict[str, dict[str, Any]]:
     """Timings by contender and by `graph` or `eager`; a contender that fails says why."""
     raw = getattr(torch.ops.hired, operator).default

@@ -78,8 +78,11 @@ def last_cache_bytes(otherwise: int = 32 << 20) -> int:
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
+    """At once or not at all: a run may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(contents, indent=2) + "\n")
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    whole.write_text(json.dumps(contents, indent=2) + "\n")
+    whole.replace(path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,8 +112,10 @@ def times(ratio: float) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, with a + where files differ from it; outside of git what
-    HIRED_COMMIT says, or None."""
+    """HIRED_COMMIT, or the commit of the sources, with a + where files differ from it; None outside
+    of git."""
+    if named := os.environ.get("HIRED_COMMIT"):
+        return named
     root = Path(hired_kernels.__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -121,7 +126,7 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("HIRED_COMMIT")
+        return None
 
 
 def _build_info(field: str) -> Any:

@@ -2,7 +2,8 @@
 """How hypothesis runs here: the same examples every time, so that a red test is red for everyone.
 
 HIRED_TEST_EXAMPLES=10000 tries that many examples of each test instead of the few of a normal run;
-they begin with those of the normal run.
+they begin with those of the normal run. HIRED_TEST_SHRINK=0 reports the first that fails as it is:
+on a borrowed GPU there is no time to look for a smaller one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "hired",
@@ -23,6 +24,11 @@ settings.register_profile(
     database=None,
     deadline=None,  # machines are shared, and the oracle is slow by design
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=[
+        phase
+        for phase in (Phase.explicit, Phase.generate, Phase.shrink)
+        if phase is not Phase.shrink or os.environ.get("HIRED_TEST_SHRINK") != "0"
+    ],
 )
 settings.load_profile("hired")
 

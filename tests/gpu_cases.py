@@ -17,7 +17,7 @@ import pytest
 import torch
 from callers import Results, operator, reference
 from cls_attention_calls import agree
-from gpu_short_list import CALLS, cls_attention, select, select_qk
+from gpu_short_list import CALLS, LLAVA_CALLS
 from strategies import Call
 from targets import to_gpu
 from torch import Tensor
@@ -33,15 +33,15 @@ if backends.active("cuda") != BACKEND:
         f"no {BACKEND} backend: {(why or ['not in the table'])[0]}", allow_module_level=True
     )
 
-LLAVA = {"grids": ((2, 2), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64, "dtype": torch.float16}
 CASES: dict[str, Callable[[int], tuple[str, Call]]] = {
     **CALLS,
-    "select-llava": lambda seed: select(seed, **LLAVA),
-    "select_qk-llava": lambda seed: select_qk(seed, **LLAVA),
-    "cls_attention-llava": lambda seed: cls_attention(
-        seed, P=5, T=576, H=16, Dh=64, dtype=torch.float16
-    ),
+    **{
+        f"{name}-llava": lambda seed, make=make: make(seed, torch.float16)
+        for name, make in LLAVA_CALLS.items()
+    },
 }
+# How often a call is repeated where bits are compared.
+REPEATS = int(os.environ.get("HIRED_TEST_REPEATS", "2000"))
 
 
 def on_gpu(call: Call) -> Call:

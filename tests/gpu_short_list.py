@@ -5,7 +5,7 @@
     python tests/gpu_short_list.py [cuda]
 
 Run as a program it makes them on a GPU, twice each and on two streams, and holds the results to the
-oracle; it is what tools/test_gpu.sh puts under compute-sanitizer. `cpu` for the device tries the
+oracle; it is what `make test-gpu` puts under compute-sanitizer. `cpu` for the device tries the
 list itself out on the CPU backend. HIRED_BACKEND=triton makes them with the Triton kernels.
 """
 
@@ -97,6 +97,16 @@ CALLS: dict[str, Callable[[int], tuple[str, Call]]] = {
     "select_qk-T-1": lambda seed: select_qk(seed, T=1, share=0.8),
     "cls_attention": lambda seed: cls_attention(seed, dtype=torch.float16),
     "cls_attention-odd": odd_cls_attention,
+}
+
+# LLaVA-NeXT's size: two pictures, eight partitions.
+LLAVA = {"grids": ((2, 2), (1, 2)), "T": 576, "H": 16, "D": 1024, "Dh": 64}
+LLAVA_CALLS: dict[str, Callable[[int, torch.dtype], tuple[str, Call]]] = {
+    "select": lambda seed, dtype: select(seed, **LLAVA, dtype=dtype),
+    "select_qk": lambda seed, dtype: select_qk(seed, **LLAVA, dtype=dtype),
+    "cls_attention": lambda seed, dtype: cls_attention(
+        seed, P=8, T=576, N=577, H=16, Dh=64, dtype=dtype
+    ),
 }
 
 

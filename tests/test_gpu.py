@@ -3,7 +3,7 @@
 
 test_gpu_calls.py has the sizes, dtypes and tables of calls, test_gpu_ptx.py runs both on the code
 for Pascal. test_parity.py and test_invariants.py run on a GPU too (HIRED_TEST_TARGET=cuda), and
-tools/test_gpu.sh all of it.
+`make test-gpu` all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from bad_calls import BAD_CALLS
 from callers import reference
 from cls_attention_calls import seeded_attention_call
-from gpu_cases import BACKEND, CASES, Results, case, on_gpu, plain_memory, right, run
+from gpu_cases import BACKEND, CASES, REPEATS, Results, case, on_gpu, plain_memory, right, run
 from strategies import Call, bits, seeded_call
 from test_cuda_build import LIBRARY, report
 from torch import Tensor
@@ -334,7 +334,7 @@ def test_repeated_calls_give_the_same_bits(name: str, busy: bool) -> None:
     wanted = [bits(x) for x in first]
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     beside, fill = torch.cuda.Stream(), occupy() if busy else None
-    for _ in range(500 if busy else 2000):
+    for _ in range(REPEATS // 4 if busy else REPEATS):
         if fill and beside.query():
             with torch.cuda.stream(beside):
                 fill(20)

@@ -20,7 +20,7 @@ import pytest
 from test_cuda_build import PACKAGE, report
 
 ROOT = Path(__file__).resolve().parent.parent
-PASCAL = ROOT / "build" / "pascal-path" / "lib" / "hired_kernels" / "libhired_kernels.so"
+PASCAL = ROOT / "build" / "gpu" / "pascal" / "lib" / "hired_kernels" / "libhired_kernels.so"
 LIBRARY = Path(os.environ.get("HIRED_TEST_PASCAL_LIBRARY", PASCAL))
 TESTS = ["test_parity.py", "test_gpu.py", "test_gpu_calls.py"]
 
@@ -30,7 +30,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package under test, its library exchanged."""
     if not LIBRARY.exists():
         pytest.skip(
-            f"no {LIBRARY}: tools/test_gpu.sh makes it where there is a compiler for sm_61 "
+            f"no {LIBRARY}: `make test-gpu` makes it where there is a compiler for sm_61 "
             "(make pascal-compiler)"
         )
     images = list(report.fatbins(LIBRARY.read_bytes()))

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first figures of a GPU: one call by graph replay, 1, 8 and 32 pictures, within a minute.
+
+    python benchmarks/gpu_first_times.py [--label before] [--out FILE]
+
+The inputs rotate through several L2s; beside each time stands the bandwidth of a copy of the same
+minute. With --out the figures are added to a JSON file, whose `runs` are of one card: first
+contact lets two builds take turns. bench_gpu.py is the benchmark: results compared, all dtypes and
+batches, deciles, others beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import gpu_runs
+import report
+import timing
+import torch
+from inputs import Shape
+
+DTYPES = (torch.float16, torch.float32)
+OPERATORS = ("select", "select_qk")
+
+
+def case(operator: str, dtype: torch.dtype, B: int, copy: timing.Copy, runs: int) -> dict[str, Any]:
+    shape = Shape(B, dtype, rate=0.2)
+    total = sum(shape.floor_bytes(operator).values())
+    number = gpu_runs.number_of_sets(shape, operator, total, rotate=4)
+    samples = gpu_runs.make_sets(shape, operator, min(number, 40), seed=0)
+    operate = getattr(torch.ops.hired, operator).default
+    rest = shape.grids, shape.budgets, shape.alpha
+    graph = gpu_runs.Graph(
+        lambda sample: operate(*sample, *rest),
+        [sample.arguments() for sample in samples],
+        gpu_runs.calls_of_graph(len(samples), total),
+    )
+    graph()
+    taken = sorted(gpu_runs.graph_clock(graph) / graph.calls for _ in range(runs))
+    copied = copy.bytes / statistics.median(gpu_runs.graph_clock(lambda: copy(0)) for _ in range(5))
+    median = statistics.median(taken)
+    return {
+        "operator": operator,
+        "dtype": str(dtype).removeprefix("torch."),
+        "B": B,
+        "median_us": round(median * 1e6, 2),
+        "second_us": round(taken[1] * 1e6, 2),
+        "last_but_one_us": round(taken[-2] * 1e6, 2),
+        "bytes": total,
+        "share_of_copy": round(total / median / copied, 4),
+        "copy_gigabytes_per_second": round(copied / 1e9),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--label", default="release", help="of the build (default: %(default)s)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--copy", type=int, default=1024, help="megabytes (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=15, help="of a graph (default: %(default)s)")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    copy = timing.Copy(options.copy, "cuda")
+    run: dict[str, Any] = {
+        "label": options.label,
+        "environment": {**report.environment("cuda"), **report.gpu()},
+        "cases": [],
+    }
+    there = options.out is not None and options.out.exists()
+    before = json.loads(options.out.read_text())["runs"] if there else []
+    for B in options.batches:
+        for operator in OPERATORS:
+            for dtype in DTYPES:
+                found = case(operator, dtype, B, copy, options.runs)
+                run["cases"].append(found)
+                print(
+                    f"TIME {options.label:<8} {operator:<9} {found['dtype']} B={B:<2} "
+                    f"{found['median_us']:8.2f} us ({found['second_us']:.2f} to "
+                    f"{found['last_but_one_us']:.2f}), {found['share_of_copy']:.0%} of a copy's "
+                    f"{found['copy_gigabytes_per_second']} GB/s",
+                    flush=True,
+                )
+                if options.out:
+                    report.write_json(options.out, {"runs": [*before, run]})
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

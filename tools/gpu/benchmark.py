@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a benchmark on the GPU that is here, with a bundle's package or one built for it.
+
+    python tools/gpu/benchmark.py SECONDS SCRIPT [ARGUMENTS]      `make bench`: 295 bench_gpu.py
+
+It is ended after SECONDS; the benchmark has then written what it had. All it says stands in
+$OUT/<script>.log, or out/.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import package
+from stages import Run, Stage, out
+
+
+def main() -> int:
+    seconds, script, *arguments = sys.argv[1:]
+    run = Run(out() / f"{Path(script).stem}.log", float(seconds))
+    if release := package.obtain(run, "release").get("release"):
+        command = [sys.executable, str(package.ROOT / "benchmarks" / script), *arguments]
+        variables = package.environment(release)
+        run.one(Stage(script, float(seconds), command, variables, release, shown=True))
+    return run.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
