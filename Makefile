@@ -15,17 +15,19 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_attention.py
 SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
 EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py
+CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain deployment backends parity isas,tests/test_$(name).py)
 INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test test-sanitize test-emulated test-triton test-vllm lint format first-contact test-gpu bench gpu-bundle \
-  bench-cpu bench-model bench-load bench-vllm evidence train-evidence wheel \
-  pascal-compiler kernel-report clean always
+.PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
+  test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
+  bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
+	@echo "make test-cuda-build  the package built for HIRED_CUDA_ARCHS, and the tests of its CUDA code"
 	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
@@ -70,23 +72,29 @@ test: setup
 	$(MAKE) test-triton
 	$(PYTEST) tests
 
+# Asked before anything is built: where the compiler's sanitizers are missing, the linker or the
+# loader complains of it in riddles.
+SANITIZERS = $(foreach name,asan ubsan,$(shell $${CXX:-c++} -print-file-name=lib$(name).so))
+sanitizers:
+	@mkdir -p build
+	@echo 'int main() {}' | $${CXX:-c++} -fsanitize=address,undefined -x c++ -o build/sanitized - && \
+	  test -z "$$(LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 build/sanitized 2>&1)" || \
+	  { echo "expected a C++ compiler with libasan and libubsan, its address and undefined-behaviour" \
+	    "sanitizers, got $${CXX:-c++} without: install them (Debian: g++; Fedora: gcc-c++ libasan" \
+	    "libubsan) or name another compiler with CXX=" >&2; exit 1; }
+
 # The native code under the address and undefined-behaviour sanitizers: a copy of the package, built
 # for it, put before the installed one. Python and PyTorch leak by design; our code has no heap.
 SANITIZED := build/sanitize/package
-SANITIZERS = $(foreach name,asan ubsan,$(shell $${CXX:-c++} -print-file-name=lib$(name).so))
-test-sanitize: setup
+test-sanitize: sanitizers setup
 	HIRED_NATIVE=1 HIRED_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_SANITIZED=1 \
 	  PYTHONPATH=$(SANITIZED) $(PYTEST) $(SANITIZE_TESTS)
 
-# The CUDA kernels' own source on the host, threads as fibers, under the same sanitizers. It takes
-# Boost.Context; where that is missing, it says so and the other tests go on.
+# The CUDA kernels' own source on the host, threads as fibers, under the same sanitizers.
 EMULATED := $(CURDIR)/build/emulator/libhired_emulated.so
-BOOST := $(shell echo '\#include <boost/context/detail/fcontext.hpp>' | \
-  $${CXX:-c++} -x c++ -E - > /dev/null 2>&1 && echo there)
-test-emulated: setup
-ifeq ($(BOOST),there)
+test-emulated: sanitizers setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/emulator -G Ninja -DHIRED_EMULATOR=ON \
 	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
 	  -DHIRED_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
@@ -96,9 +104,6 @@ ifeq ($(BOOST),there)
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
 	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-40} \
 	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(PYTEST) $(EMULATED_TESTS)
-else
-	@echo "test-emulated: skipped, Boost.Context is missing (Debian: libboost-context-dev)"
-endif
 
 # The Triton kernels, interpreted: of each test two cases, or TRITON_TESTS= for the whole list.
 TRITON_TESTS := -m "not whole_list"
@@ -118,6 +123,13 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 
 test-vllm: setup $(VLLM_BIN)/.installed
 	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
+
+# On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
+test-cuda-build: setup
+	$(BIN)/python -c 'import sys; from hired_kernels import backends; \
+	  sys.exit(None if any(backends.cuda_architectures()) else \
+	  "expected CUDA code in the build, got none: HIRED_CUDA_ARCHS says for which GPUs")'
+	$(PYTEST) $(CUDA_BUILD_TESTS)
 
 bench-vllm: setup $(VLLM_BIN)/.installed
 	$(VLLM_BIN)/python benchmarks/bench_vllm.py

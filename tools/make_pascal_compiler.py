@@ -52,9 +52,9 @@ def find_clang() -> str:
     install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "clang-19"]
     if os.geteuid() == 0 and shutil.which("apt-get"):
         print("no clang was found: installing Debian's clang-19", flush=True)
-        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
         environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-        subprocess.run(install, check=True, stdout=subprocess.DEVNULL, env=environment)
+        for command in (["apt-get", "update", "-q"], install):
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment)
         if found := shutil.which(CLANGS[0]):
             return found
     sys.exit(f"none of {', '.join(CLANGS)} was found. Install one: sudo {' '.join(install)}")

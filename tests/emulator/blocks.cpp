@@ -12,7 +12,6 @@
 namespace hired_emulator {
 namespace {
 
-constexpr size_t kPageBytes = 4096;
 constexpr size_t kOuterFrames = 16 << 10;  // at the top of a stack
 // Bytes after a shared buffer that must stay as they are; AddressSanitizer watches them better.
 constexpr size_t kCanaryBytes = HIRED_ASAN ? 0 : 64;
@@ -103,10 +102,6 @@ void Machine::prepare(Block& block, uint64_t block_index) {
     thread.warp = &warp;
     thread.lane = rank % 32;
     thread.stack = take_stack();
-    // Tops at different places within a page, or all would share a few sets of the cache.
-    const size_t colour = stacks_taken_++ % 24 * 128;
-    thread.context = context::make_fcontext(thread.stack + kStackBytes - colour,
-                                            kStackBytes - kPageBytes - colour, &Machine::enter);
     warp.exists |= thread.bit();
   }
   for (Warp& warp : block.warps) {

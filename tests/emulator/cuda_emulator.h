@@ -2,8 +2,7 @@
 //
 // CUDA C++ for a host compiler: stands in for <cuda_runtime.h>, so that a kernel's own source,
 // compiled as C++17 with -DHIRED_EMULATE, runs on the host (scheduler.h). Link with scheduler.cpp,
-// primitives.cpp, blocks.cpp and -lboost_context; -ffp-contract=off keeps float arithmetic the
-// device's.
+// primitives.cpp and blocks.cpp; -ffp-contract=off keeps float arithmetic the device's.
 //
 // Only what sm_61 has is offered, and sm_90's clusters. Vector accesses check their alignment,
 // barriers and warp primitives who takes part in them.

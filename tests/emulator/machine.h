@@ -5,7 +5,6 @@
 // primitives, blocks.cpp starts and ends blocks. One machine, one run at a time.
 #pragma once
 
-#include <boost/context/detail/fcontext.hpp>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,8 +21,7 @@
 
 namespace hired_emulator {
 
-namespace context = boost::context::detail;
-
+inline constexpr size_t kPageBytes = 4096;
 inline constexpr size_t kStackBytes = HIRED_ASAN ? 256 << 10 : 128 << 10;
 
 // splitmix64
@@ -45,7 +43,7 @@ struct Warp;
 struct alignas(64) Thread : Coordinates {  // what every switch touches in two cache lines
   Block* home = nullptr;
   Warp* warp = nullptr;
-  context::fcontext_t context = nullptr;
+  void** context = nullptr;  // where it goes on; null before its first turn
   unsigned lane = 0;
   int width = 0;
   uint64_t value = 0;  // given to a warp primitive, then its result
@@ -131,7 +129,9 @@ class Machine {
 
  private:
   // scheduler.cpp
-  static void enter(context::transfer_t from);
+  static void enter();
+  [[noreturn]] void begin(const Thread& thread);
+  void leave_for(Thread* next);
   void switch_to(Thread* next, bool for_good = false);
   Thread* pick();
   Thread* take_lane(uint64_t random);
@@ -176,11 +176,12 @@ class Machine {
   uint64_t ready_threads_ = 0, idle_polls_ = 0;
 
   Thread* current_ = nullptr;
+  Thread* before_ = nullptr;  // who ran until current_ took over
   Thread host_;
   unsigned char* host_stack_ = nullptr;
   size_t host_stack_bytes_ = 0;
   std::vector<unsigned char*> stacks_;  // free ones
-  size_t stacks_taken_ = 0;
+  size_t threads_begun_ = 0;
   std::string failure_;
 };
 

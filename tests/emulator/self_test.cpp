@@ -5,7 +5,7 @@
 // by a report or by a wrong answer under some seed. Ends in `N passed, N failed`. To build:
 //
 //   g++ -std=c++17 -O1 -DHIRED_EMULATE -ffp-contract=off -I tests/emulator
-//       tests/emulator/{self_test,scheduler,primitives,blocks}.cpp -lboost_context -o self_test
+//       tests/emulator/{self_test,scheduler,primitives,blocks}.cpp -o self_test
 //
 // and once more with -fsanitize=address.
 #include <sys/wait.h>
@@ -241,6 +241,8 @@ void memory_errors() {
   };
   dies("a write past shared memory", "heap-buffer-overflow", plain(overrun_kernel, 1, 64));
   dies("a read past shared memory", "heap-buffer-overflow", plain(overread_kernel, 1, 64));
+  dies("a write past a thread's own array", "stack-buffer-overflow",
+       plain(overrun_local_kernel, 1, 64));
   dies("shared memory of a block that ended", "use-after-poison",
        [] { return exchange(exit_before_read_kernel<true>); });
   // Passes over what threads that were left standing may have poisoned.

@@ -321,6 +321,17 @@ __global__ void overread_kernel(WarpParams p) {
   if (shared<volatile int>()[threadIdx.x + 1] == 0) atomicAdd(p.wrong, 1u);
 }
 
+// By a thread that others have run in between: its stack is still watched.
+__global__ void overrun_local_kernel(WarpParams p) {
+  volatile unsigned mine[4] = {};
+  volatile unsigned* at = mine;
+  asm("" : "+r"(at));  // what the compiler sees through, other sanitizers report
+  for (int i = 0; i < 4; ++i) __syncthreads();
+  at[threadIdx.x / 16 + (threadIdx.x == 63)] = 1;
+  __syncthreads();
+  if (at[threadIdx.x / 16] != 1) atomicAdd(p.wrong, 1u);
+}
+
 // The last barrier of `exchange` is missing, and block 0 is late. kMapped: it asked in time.
 template <bool kMapped>
 __global__ void exit_before_read_kernel(ExchangeParams p) {
