@@ -14,7 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # Those that run against every backend.
 TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_attention.py
 SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
-EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py
+EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py \
+  tests/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
 CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain deployment backends parity isas,tests/test_$(name).py)
 INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

@@ -57,29 +57,21 @@ __device__ __forceinline__ void arrive(uint32_t* counter) {
 }
 
 #ifdef HIRED_SPIN_LIMIT
-// Says what is amiss and ends the kernel: the next synchronisation returns an error.
-__device__ inline void give_up(const char* what, int32_t picture, uint32_t have, uint32_t want) {
-  constexpr char kText[] = "hired: block %u: %s of picture %d: have %u, want %u\n";
+// Says which counter is amiss, of which of the launch's pictures, and ends the kernel: the next
+// synchronisation returns an error.
+__device__ inline void give_up(const char* counter, int32_t picture, uint32_t have, uint32_t want) {
+  constexpr char kText[] = "hired: block %u: %s, picture %d: have %u, want %u";
 #ifdef HIRED_EMULATE
   char text[128];
-  snprintf(text, sizeof text, kText, blockIdx.x, what, picture, have, want);
+  snprintf(text, sizeof text, kText, blockIdx.x, counter, picture, have, want);
   hired_emulator::fail(text, hired_emulator::Site::here());
 #else
-  printf(kText, blockIdx.x, what, picture, have, want);
+  printf(kText, blockIdx.x, counter, picture, have, want);
+  printf("\n");
   __trap();
 #endif
 }
 #endif
-
-// Builds with a spin limit alone: what a launch counts exceeds what it should be counting to.
-__device__ __forceinline__ void check_at_most([[maybe_unused]] const char* what,
-                                              [[maybe_unused]] int32_t picture,
-                                              [[maybe_unused]] uint32_t have,
-                                              [[maybe_unused]] uint32_t most) {
-#ifdef HIRED_SPIN_LIMIT
-  if (have > most) give_up(what, picture, have, most);
-#endif
-}
 
 // Returns once `counter` has reached `count`. Called by all threads; what other blocks wrote is
 // then read past the first-level cache (load_fresh). Who may be waited for: see select_kernel.cuh.
@@ -100,7 +92,9 @@ __device__ __forceinline__ void wait_for(const uint32_t* counter, uint32_t count
 #endif
     }
     __threadfence();
-    check_at_most(name, picture, *fresh, count);
+#ifdef HIRED_SPIN_LIMIT
+    if (*fresh > count) give_up(name, picture, *fresh, count);
+#endif
   }
   __syncthreads();
 }

@@ -281,7 +281,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   Counters& counters = *params.workspace.counters;
   if (threadIdx.x == 0) *ticket = atomicAdd(&counters.tickets, 1u);
   __syncthreads();
-  check_at_most("tickets", -1, *ticket, gridDim.x - 1);
+#ifdef HIRED_SPIN_LIMIT
+  if (*ticket >= gridDim.x) give_up("tickets", 0, *ticket, gridDim.x - 1);
+#endif
   auto job = static_cast<int32_t>(*ticket);
   const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
   bool arrived = true;

@@ -133,8 +133,8 @@ def disturb() -> Iterator[Any]:
     ("tickets", "weighed", "said"),
     [
         # The first job is nobody's, and those that need it wait; or one job too many is handed out.
-        (1, 0, r"weighed of picture 0: have 0, want 1|tickets of picture -1: have \d+, want \d+"),
-        (0, 7, "weighed of picture 0: have [78], want 1"),
+        (1, 0, r"weighed, picture 0: have 0, want 1|tickets, picture 0: have \d+, want \d+"),
+        (0, 7, "weighed, picture 0: have [78], want 1"),
     ],
 )
 @pytest.mark.parametrize("seed", range(5))

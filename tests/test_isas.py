@@ -311,7 +311,9 @@ def test_code_for_wider_processors_is_in_its_namespace() -> None:
 def test_objects_share_no_symbol_that_is_not_of_their_instruction_set(isa: str) -> None:
     # A weak symbol may stand in for its namesakes in all other objects.
     needs("nm")
-    build = f"build/cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    archs = "".join(f".{arch}" for arch in _C.build_info()["cuda_archs"])
+    tag = f"+sm{archs[1:]}" if archs else ""
+    build = f"build/cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}{tag}"
     folder = Path(__file__).parents[1] / build / "CMakeFiles" / f"hired_cpu_{isa}.dir"
     objects = list(folder.glob("**/*.o"))
     if not objects:

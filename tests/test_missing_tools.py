@@ -221,12 +221,12 @@ def test_cuda_compiler_named_and_not_there(
         no_cuda.choose("auto", "")
 
 
-def test_gpu_tests_without_python(machine: Machine) -> None:
-    machine.has("bash", "dirname")
-    shutil.copytree(ROOT / "tools", machine.folder / "tools")
-    result = machine.run("bash", "tools/test_gpu.sh")
-    assert result.returncode == 2
-    assert result.stderr == "test_gpu: no python3\n"
+def test_bundle_without_its_python(machine: Machine) -> None:
+    command = (sys.executable, ROOT / "tools" / "gpu" / "bundle.py", "--python", "python3.99")
+    result = machine.run(*command)
+    assert result.returncode == 1
+    for part in ("no python3.99 was found", "PYTHON_OF_BUNDLE=/path/to/python3.x make gpu-bundle"):
+        assert part in result.stderr
 
 
 # --- tests that are skipped ----------------------------------------------------------------------

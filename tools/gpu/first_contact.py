@@ -45,7 +45,7 @@ def machine(run: Run) -> bool:
     for tool in TOOLS:
         run.say(f"   {tool}: {shutil.which(tool) or 'none'}")
     pip = f"{sys.executable} -m pip list 2>/dev/null | grep -E '{PACKAGES}'"
-    ask = f"{pip}; nvidia-smi; uname -a; nproc; free -g; true"
+    ask = f"{pip}; nvidia-smi; uname -a; nproc; head -n 1 /proc/meminfo; true"
     return run.one(Stage("machine: tools", 20, ["bash", "-c", ask]))
 
 

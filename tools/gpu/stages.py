@@ -52,7 +52,7 @@ class Stage:
             return "not run"
         if self.good:
             return "right"
-        told = [line for line in self.lines if SPIN.search(line)]
+        told = [match[0] for line in self.lines if (match := SPIN.search(line))]
         told += [line for line in self.lines if "WRONG" in line]
         told += [line for line in reversed(self.lines) if line.strip()]
         said = told[0] if told else "nothing said"
