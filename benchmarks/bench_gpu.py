@@ -68,7 +68,7 @@ def plan(options: Any) -> Iterator[Step]:
     yield from steps(others, batches)
     if not options.quick:
         for B in (B for B in (1, 32) if B in options.batches):
-            for rate in (rate for rate in RATES if rate != RATE):
+            for rate in (rate for rate in options.rates if rate != RATE):
                 for operator in options.operators:
                     yield Step(operator, Shape(B, DTYPES[first], rate=rate))
         yield from steps([first], batches[1:2], beside=True)
@@ -210,6 +210,7 @@ def parse() -> argparse.Namespace:
     add("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     add("--dtypes", nargs="+", choices=DTYPES, default=None)
     add("--batches", nargs="+", type=int, default=None)
+    add("--rates", nargs="+", type=float, default=list(RATES), help="shares kept, beside 0.2")
     add("--seconds", type=float, default=0.15, help="of each contender (default: %(default)s)")
     add("--rotate", type=float, default=4, help="input sets, in L2s (default: %(default)s)")
     add("--limit", type=float, default=250, help="no step begins later (default: %(default)s s)")

@@ -23,7 +23,7 @@ import timing
 import torch
 from inputs import Shape
 
-DTYPES = (torch.float16, torch.float32)
+DTYPES = ("float16", "float32")
 OPERATORS = ("select", "select_qk")
 
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--label", default="release", help="of the build (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--copy", type=int, default=1024, help="megabytes (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=15, help="of a graph (default: %(default)s)")
     parser.add_argument("--out", type=Path)
@@ -74,8 +75,8 @@ def main() -> None:
     before = json.loads(options.out.read_text())["runs"] if there else []
     for B in options.batches:
         for operator in OPERATORS:
-            for dtype in DTYPES:
-                found = case(operator, dtype, B, copy, options.runs)
+            for dtype in options.dtypes:
+                found = case(operator, getattr(torch, dtype), B, copy, options.runs)
                 run["cases"].append(found)
                 print(
                     f"TIME {options.label:<8} {operator:<9} {found['dtype']} B={B:<2} "

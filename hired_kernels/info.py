@@ -53,6 +53,8 @@ def _built() -> Iterator[str]:
         yield _line("for PyTorch", f"{build['torch_target']} and later")
     yield _line("instruction sets", ", ".join(build["isas"]) or "none")
     yield _line("CUDA architectures", ", ".join(map(str, build["cuda_archs"])) or "none")
+    if limit := build.get("spin_limit"):
+        yield _line("for debugging", f"a wait between blocks ends after {limit} polls")
 
 
 def _machine() -> Iterator[str]:

@@ -38,7 +38,7 @@ class Machine:
             import package
         finally:
             sys.path.pop(0)
-        for name in ("release", "spin", "before"):
+        for name in ("release", "spin", "pascal", "before"):
             copy = self.folder / "bundle" / name / "hired_kernels"
             shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("data", "__pycache__"))
             native = copy / "_native"
@@ -74,12 +74,10 @@ class Machine:
             "OUT": str(self.out),
             "OMP_NUM_THREADS": "1",
             "PYTEST_ADDOPTS": "-p one_of_each",
-            "HIRED_PASCAL_COMPILER": str(self.folder),  # none is there
-            "HIRED_TEST_PASCAL_LIBRARY": str(self.folder / "none"),
             "HIRED_TEST_EXAMPLES": "1",
             "HIRED_TEST_REPEATS": "4",
             "HIRED_LOOP_CALLS": "3",
-            "HIRED_FIRST_TIMES": "--batches 1 --copy 8 --runs 3",
+            "HIRED_FIRST_TIMES": "--batches 1 --dtypes float16 --copy 8 --runs 1",
             **variables,
         }
         for name in ("HIRED_TEST_TARGET", "HIRED_BACKEND", "HIRED_COMMIT", "PYTEST_CURRENT_TEST"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What only a GPU shows of `cuda` and `triton`: graphs, streams, launches, memory, races.
 
-test_gpu_calls.py has the sizes, dtypes and tables of calls, test_gpu_ptx.py runs both on the code
-for Pascal. test_parity.py and test_invariants.py run on a GPU too (HIRED_TEST_TARGET=cuda), and
-`make test-gpu` all of it.
+test_gpu_calls.py has the sizes, dtypes and tables of calls. test_parity.py and test_invariants.py
+run on a GPU too (HIRED_TEST_TARGET=cuda); `make test-gpu` runs all of it, and some of it on the code
+for Pascal.
 """
 
 from __future__ import annotations

@@ -77,13 +77,8 @@ def build(interpreter: str, sources: Path, name: str, variables: dict[str, str])
 
 def put(built: Path, name: str) -> None:
     """Without the demonstration's data, which travels with the working tree as it is."""
-    target = BUNDLE / name / "hired_kernels"
-    if name == "pascal":  # one library, which takes another's place
-        target.mkdir(parents=True)
-        shutil.copy(built / "hired_kernels" / "libhired_kernels.so", target)
-        return
     ignored = shutil.ignore_patterns("data", "__pycache__")
-    shutil.copytree(built / "hired_kernels", target, ignore=ignored)
+    shutil.copytree(built / "hired_kernels", BUNDLE / name / "hired_kernels", ignore=ignored)
 
 
 def before(interpreter: str, commit: str, variables: dict[str, str]) -> str:

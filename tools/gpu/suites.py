@@ -25,6 +25,7 @@ from stages import Run, Stage, out
 SECONDS = 295.0
 TESTS = ROOT / "tests"
 CUDA_SUITES = ("test_gpu", "test_gpu_calls", "test_parity", "test_invariants", "test_cls_attention")
+PASCAL_SUITES = ("test_gpu", "test_gpu_calls", "test_parity")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 HANGS = 40  # seconds in one test, after which it tells where it is
 # In Triton a new shape takes seconds to compile, so that of tables of shapes some do.
@@ -88,8 +89,7 @@ def second(folder: Path, limit: float) -> list[Stage]:
 
 
 def third(folder: Path, limit: float, pascal: Path | None) -> list[Stage]:
-    library = pascal and str(pascal / "hired_kernels" / "libhired_kernels.so")
-    code_for_pascal = {"HIRED_TEST_PASCAL_LIBRARY": library} if library else {}
+    """`pascal` has code for sm_61 alone, whose PTX the driver compiles for the GPU that is here."""
     return [
         *(
             suite(name, folder, limit, *TABLES, prefix="triton ", **TRITON)
@@ -99,7 +99,7 @@ def third(folder: Path, limit: float, pascal: Path | None) -> list[Stage]:
             suite(name, folder, limit, "-m", "not whole_list", prefix="triton ", **TRITON)
             for name in ("test_parity", "test_invariants", "test_cls_attention")
         ),
-        suite("test_gpu_ptx", folder, limit, **code_for_pascal),
+        *(suite(name, pascal, limit, prefix="pascal ") for name in PASCAL_SUITES if pascal),
         *(checked(tool, folder, limit) for tool in TOOLS[1:]),
         *(checked(tool, folder, limit, **TRITON) for tool in TOOLS),
     ]
