@@ -2,8 +2,8 @@
 """What only a GPU shows of `cuda` and `triton`: graphs, streams, launches, memory, races.
 
 test_gpu_calls.py has the sizes, dtypes and tables of calls. test_parity.py and test_invariants.py
-run on a GPU too (HIRED_TEST_TARGET=cuda); `make test-gpu` runs all of it, and some of it on the code
-for Pascal.
+run on a GPU too (HIRED_TEST_TARGET=cuda); `make test-gpu` runs all of it, and some of it on the
+code for Pascal.
 """
 
 from __future__ import annotations
