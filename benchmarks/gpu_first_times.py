@@ -31,7 +31,7 @@ def case(operator: str, dtype: torch.dtype, B: int, copy: timing.Copy, runs: int
     shape = Shape(B, dtype, rate=0.2)
     total = sum(shape.floor_bytes(operator).values())
     number = gpu_runs.number_of_sets(shape, operator, total, rotate=4)
-    samples = gpu_runs.make_sets(shape, operator, min(number, 40), seed=0)
+    samples = gpu_runs.make_sets(shape, operator, min(number, 80), seed=0)
     operate = getattr(torch.ops.hired, operator).default
     rest = shape.grids, shape.budgets, shape.alpha
     graph = gpu_runs.Graph(
@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     copy = timing.Copy(options.copy, "cuda")
+    for _ in range(options.runs * 20):  # for the clocks to rise
+        copy(0)
     run: dict[str, Any] = {
         "label": options.label,
         "environment": {**report.environment("cuda"), **report.gpu()},

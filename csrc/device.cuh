@@ -60,14 +60,14 @@ __device__ __forceinline__ void arrive(uint32_t* counter) {
 // Says which counter is amiss, of which of the launch's pictures, and ends the kernel: the next
 // synchronisation returns an error.
 __device__ inline void give_up(const char* counter, int32_t picture, uint32_t have, uint32_t want) {
-  constexpr char kText[] = "hired: block %u: %s, picture %d: have %u, want %u";
 #ifdef HIRED_EMULATE
   char text[128];
-  snprintf(text, sizeof text, kText, blockIdx.x, counter, picture, have, want);
+  snprintf(text, sizeof text, "hired: block %u: %s, picture %d: have %u, want %u", blockIdx.x,
+           counter, picture, have, want);
   hired_emulator::fail(text, hired_emulator::Site::here());
 #else
-  printf(kText, blockIdx.x, counter, picture, have, want);
-  printf("\n");
+  printf("hired: block %u: %s, picture %d: have %u, want %u\n", blockIdx.x, counter, picture, have,
+         want);
   __trap();
 #endif
 }

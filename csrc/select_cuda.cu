@@ -66,20 +66,17 @@ Status make_counters(Counters** counters) {
   return cuda_status(error, "counters");
 }
 
-// Device, what no other stream of it has for as long as the process lives, and the thread where one
-// handle stands for the default streams of all threads. Drivers before CUDA 12.0 have no ids of
-// streams: there it is the handle, which a new stream may inherit from one that was destroyed.
-using StreamName = std::tuple<int, unsigned long long, uintptr_t, std::thread::id>;
+// Device, the stream's id, which no other has as long as the process lives (a handle is used again
+// when its stream was destroyed), and the thread where one handle stands for the default streams of
+// all threads.
+using StreamName = std::tuple<int, unsigned long long, std::thread::id>;
 
-StreamName name_of(int device, void* stream) {
-  const bool of_thread = stream == reinterpret_cast<void*>(uintptr_t{0x2});
-  const std::thread::id thread = of_thread ? std::this_thread::get_id() : std::thread::id();
+Status name_of(int device, void* stream, StreamName* name) {
   unsigned long long id = 0;
-  if (cudaStreamGetId(static_cast<cudaStream_t>(stream), &id) == cudaSuccess) {
-    return {device, id, 0, thread};
-  }
-  static_cast<void>(cudaGetLastError());  // asked and answered
-  return {device, ~0ull, reinterpret_cast<uintptr_t>(stream), thread};
+  const cudaError_t error = cudaStreamGetId(static_cast<cudaStream_t>(stream), &id);
+  const bool of_thread = stream == reinterpret_cast<void*>(uintptr_t{0x2});
+  *name = {device, id, of_thread ? std::this_thread::get_id() : std::thread::id()};
+  return cuda_status(error, "a stream");
 }
 
 }  // namespace
@@ -113,7 +110,8 @@ Status find_counters(int device, void* stream, Counters** counters) {
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing);
   if (error != cudaSuccess) return cuda_status(error, "a stream");
   if (capturing != cudaStreamCaptureStatusNone) return make_counters(counters);
-  const StreamName name = name_of(device, stream);
+  StreamName name;
+  if (Status status = name_of(device, stream, &name); !status.ok()) return status;
   const std::lock_guard<std::mutex> lock(mutex);
   Counters*& known = of_stream[name];
   if (known == nullptr) {

@@ -279,11 +279,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const BlockGroup group(ticket + 4);
   shared += 16 + kMaxWarps * sizeof(uint32_t);
   Counters& counters = *params.workspace.counters;
-  if (threadIdx.x == 0) *ticket = atomicAdd(&counters.tickets, 1u);
-  __syncthreads();
+  if (threadIdx.x == 0) {
+    *ticket = atomicAdd(&counters.tickets, 1u);
 #ifdef HIRED_SPIN_LIMIT
-  if (*ticket >= gridDim.x) give_up("tickets", 0, *ticket, gridDim.x - 1);
+    if (*ticket >= gridDim.x) give_up("tickets", 0, *ticket, gridDim.x - 1);
 #endif
+  }
+  __syncthreads();
   auto job = static_cast<int32_t>(*ticket);
   const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
   bool arrived = true;

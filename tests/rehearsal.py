@@ -21,8 +21,9 @@ BUILD_INFO = """
 from ._native import _C
 from ._native._C import plan, share_out
 def build_info():
-    cuda = {"cuda_archs": (90,), "cuda_ptx": (90,), "cuda_compiler": "none, pretended"}
-    return {**_C.build_info(), **cuda}
+    cuda = {{"cuda_archs": (90,), "cuda_ptx": (90,), "cuda_compiler": "none, pretended"}}
+    cuda["spin_limit"] = {spin_limit}
+    return {{**_C.build_info(), **cuda}}
 """
 
 
@@ -46,7 +47,8 @@ class Machine:
             (native / "__init__.py").touch()
             for library in copy.glob("_C.*"):
                 library.rename(native / library.name)
-            (copy / "_C.py").write_text(BUILD_INFO)
+            limit = 1000 if name == "spin" else None
+            (copy / "_C.py").write_text(BUILD_INFO.format(spin_limit=limit))
         said = {
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "sources": package.digest(),

@@ -19,7 +19,6 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
-  cudaErrorCallRequiresNewerDriver = 36,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
@@ -103,7 +102,7 @@ struct Device {
   int threads_per_multiprocessor = 2048;
   int blocks_per_multiprocessor = 4;  // what the occupancy query answers
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  bool old_driver = false;  // of CUDA 11: streams have no ids, and no code is loaded in a capture
+  bool old_driver = false;  // before CUDA 12.3: no code is loaded in a capture
 };
 inline Device device;
 inline cudaError_t last_error = cudaSuccess;
@@ -166,7 +165,6 @@ inline const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorCallRequiresNewerDriver: return "cudaErrorCallRequiresNewerDriver";
     case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
@@ -358,9 +356,6 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
-  if (hired_emulator::device.old_driver) {
-    return hired_emulator::remember(cudaErrorCallRequiresNewerDriver);
-  }
   const auto found = hired_emulator::streams.ids.find(stream);
   *id = found != hired_emulator::streams.ids.end()
             ? found->second

@@ -167,7 +167,7 @@ extern "C" __attribute__((visibility("default"))) void hired_emulated_disturb(ui
   hired_emulator::options().spin_limit = spin_limit;
 }
 
-// Whether the driver is of CUDA 11, and whether every stream is being captured.
+// Whether the driver is older than CUDA 12.3, and whether every stream is being captured.
 extern "C" __attribute__((visibility("default"))) void hired_emulated_driver(int old,
                                                                              int capturing) {
   hired_emulator::device.old_driver = old != 0;

@@ -124,7 +124,7 @@ def main() -> int:
     run = subprocess.run([python, "-c", version], check=True, capture_output=True, text=True)
     interpreter = environment_with(python, options.torch)
     shutil.rmtree(BUNDLE, ignore_errors=True)
-    variables = {"HIRED_CUDA_ARCHS": options.archs, "HIRED_CUDA_PTX": ""}
+    variables = {"HIRED_CUDA_ARCHS": options.archs, "HIRED_CUDA_PTX": "", "HIRED_SPIN_LIMIT": ""}
     said = {
         "python": run.stdout.strip(),
         "torch": options.torch,

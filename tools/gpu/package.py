@@ -25,17 +25,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages import Run, Stage
+from stages import Run, Stage, out
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUNDLE = Path(os.environ.get("HIRED_GPU_BUNDLE") or ROOT / "build" / "gpu-bundle")
 BUILT = ROOT / "build" / "gpu"
-# About two seconds on any card: a poll takes half a microsecond.
-SPIN_LIMIT = "4194304"
 VARIANTS = {
-    "release": {},
-    "spin": {"HIRED_SPIN_LIMIT": SPIN_LIMIT},
-    "pascal": {"HIRED_CUDA_ARCHS": "61", "HIRED_CUDA_PTX": ""},
+    "release": {"HIRED_SPIN_LIMIT": ""},
+    # About two seconds on any card: a poll takes half a microsecond.
+    "spin": {"HIRED_SPIN_LIMIT": "4194304"},
+    "pascal": {"HIRED_SPIN_LIMIT": "", "HIRED_CUDA_ARCHS": "61", "HIRED_CUDA_PTX": ""},
 }
 
 
@@ -43,6 +42,7 @@ def sources() -> Iterator[Path]:
     """All that a built package comes from."""
     yield from (ROOT / "CMakeLists.txt", ROOT / "setup.py")
     for folder, patterns in (
+        ("tools", ("cuda*", "clang_cuda.h", "logged_compile.py", "bundle.py")),
         ("csrc", ("*.h", "*.cpp", "*.cu", "*.cuh")),
         ("python", ("*.h", "*.cpp")),
         ("hired_kernels", ("*.py",)),
@@ -131,6 +131,9 @@ def obtain(run: Run, *names: str) -> dict[str, Path]:
     stages = [Stage(f"package: {name}", 240, [*command, name]) for name in names]
     run.side_by_side(stages)
     said = {name: stage.lines[-1] for name, stage in zip(names, stages, strict=True) if stage.good}
+    for name, stage in zip(names, stages, strict=True):
+        if not said.get(name):
+            stage.remark = ", but there is none: see the log"
     return {name: Path(path) for name, path in said.items() if path}
 
 
@@ -141,6 +144,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HIRED_COMMIT": commit(),
+        **({"OUT": str(out())} if "OUT" in os.environ else {}),
         **more,
     }
 

@@ -8,10 +8,12 @@ started; one that a driver will not let go of is left behind, and the run goes o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +23,10 @@ from pathlib import Path
 
 LAST_WORDS = 5  # lines of a command that failed which are shown again
 DYING = 10  # seconds that a killed command is waited for
+# A group of its own, to be killed as one; not a session of its own, which would outlive a terminal.
+GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 HUNG = 124  # the status of a command that outlived its limit, as timeout(1) has it
+FAULTHANDLER = "Timeout ("  # its first words where a limit has passed
 SPIN = re.compile(r"hired: block .*")  # csrc/device.cuh: give_up
 SHOWN = re.compile(r"^TIME|WRONG|hired: block|^FAILED|^ERROR| passed| failed")
 
@@ -36,10 +41,12 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     unlogged: str = ""  # a pattern: lines not worth a place in the log
-    expected: str = ""  # a pattern: without a line of it a command has not done its work
+    expected: Sequence[str] = ()  # patterns: without a line of each it has not done its work
     shown: bool = False  # on the terminal too, line by line
     status: int | None = None
     seconds: float = 0.0
+    cut: bool = False  # by the end of the whole run, before its own limit
+    remark: str = ""  # beside a good verdict
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -51,13 +58,23 @@ class Stage:
         if self.status is None:
             return "not run"
         if self.good:
-            return "right"
-        told = [match[0] for line in self.lines if (match := SPIN.search(line))]
-        told += [line for line in self.lines if "WRONG" in line]
-        told += [line for line in reversed(self.lines) if line.strip()]
-        said = told[0] if told else "nothing said"
+            return f"right{self.remark}"
         how = f"killed after {self.limit:.0f} s" if self.status == HUNG else f"exit {self.status}"
-        return f"WRONG ({how}): {said.strip()[:150]}"
+        word = "unfinished" if self.cut and self.status == HUNG else "WRONG"
+        return f"{word} ({how}): {self._what_matters()[:150]}"
+
+    def _what_matters(self) -> str:
+        """In this order: what a kernel said of its wait, the first WRONG, the call that did not
+        return, the last line."""
+        for pattern in (SPIN, re.compile(r".*WRONG.*")):
+            for line in self.lines:
+                if match := pattern.search(line):
+                    return match[0].strip()
+        if any(line.startswith(FAULTHANDLER) for line in self.lines):
+            for line in reversed(self.lines):
+                if line.endswith(" ..."):
+                    return f"hung in {line.strip()}"
+        return next((line.strip() for line in reversed(self.lines) if line.strip()), "nothing said")
 
 
 class Run:
@@ -67,10 +84,19 @@ class Run:
         self._start = time.monotonic()
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen] = []
         self.stages: list[Stage] = []
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self._file = log.open("w", buffering=1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        """Whoever ends the run gets the table, and leaves nothing running on the GPU."""
+        self._seconds = 0.0
+        for process in self._processes:
+            self._end_group(process)
 
     def now(self) -> float:
         return time.monotonic() - self._start
@@ -99,6 +125,7 @@ class Run:
         return all(stage.good for stage in stages)
 
     def _run(self, stage: Stage) -> None:
+        stage.cut = self.left() < stage.limit
         stage.limit = min(stage.limit, self.left())
         if stage.limit <= 1:
             self.say(f"== {stage.name}: left out, no time")
@@ -109,13 +136,14 @@ class Run:
         try:
             process = subprocess.Popen(
                 stage.command, cwd=stage.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=subprocess.STDOUT, **GROUP,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment},
             )  # fmt: skip
         except OSError as error:
             self.say(f"{stage.name} | {error}")
             stage.status, stage.lines = 127, [str(error)]
             return
+        self._processes.append(process)
         reader = threading.Thread(target=self._read, args=[stage, process], daemon=True)
         reader.start()
         try:
@@ -124,9 +152,10 @@ class Run:
             stage.status = HUNG
         self._kill(process)
         reader.join(DYING)
-        if stage.good and not any(re.search(stage.expected, line) for line in [*stage.lines, ""]):
+        missing = [p for p in stage.expected if not any(re.search(p, x) for x in stage.lines)]
+        if stage.good and missing:
             stage.status = 1
-            stage.lines.append(f"nothing said like: {stage.expected}")
+            stage.lines.append(f"WRONG: nothing said like: {', '.join(missing)}")
         stage.seconds = time.monotonic() - begin
         self.say(
             f"== {stage.name}: {stage.verdict()}, {stage.seconds:.1f} s, at {self.now():.1f} s"
@@ -144,16 +173,16 @@ class Run:
                 self.say(f"{stage.name} | {line}", shown=shown)
 
     @staticmethod
-    def _kill(process: subprocess.Popen) -> None:
+    def _end_group(process: subprocess.Popen) -> None:
         """The command and all that it started, also where it has ended by itself."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        try:
+
+    def _kill(self, process: subprocess.Popen) -> None:
+        self._end_group(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the driver holds it
             process.wait(DYING)
-        except subprocess.TimeoutExpired:
-            return  # the driver holds it
+        self._processes.remove(process)
 
     def _last_words(self, stage: Stage) -> None:
         waits = Counter(match[0] for line in stage.lines if (match := SPIN.search(line)))
