@@ -55,11 +55,15 @@ def plan(options: Any) -> Iterator[Step]:
     batches = [B for B in FIRST_BATCHES if B in options.batches]
     rest = [B for B in options.batches if B not in FIRST_BATCHES]
 
+    def shape(B: int, dtype: str, rate: float) -> Shape:
+        T = options.tokens
+        return Shape(B, DTYPES[dtype], T=T, N=T + 1, rate=rate)
+
     def steps(dtypes: list[str], batches: list[int], **more: Any) -> Iterator[Step]:
         for dtype in dtypes:
             for operator in options.operators:
                 for B in batches:
-                    yield Step(operator, Shape(B, DTYPES[dtype], rate=RATE), **more)
+                    yield Step(operator, shape(B, dtype, RATE), **more)
 
     yield from steps([first], batches)
     if not options.quick:
@@ -70,7 +74,7 @@ def plan(options: Any) -> Iterator[Step]:
         for B in (B for B in (1, 32) if B in options.batches):
             for rate in (rate for rate in options.rates if rate != RATE):
                 for operator in options.operators:
-                    yield Step(operator, Shape(B, DTYPES[first], rate=rate))
+                    yield Step(operator, shape(B, first, rate))
         yield from steps([first], batches[1:2], beside=True)
     yield from steps([first, *others], rest)
 
@@ -210,6 +214,7 @@ def parse() -> argparse.Namespace:
     add("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     add("--dtypes", nargs="+", choices=DTYPES, default=None)
     add("--batches", nargs="+", type=int, default=None)
+    add("--tokens", type=int, default=576, help="of a partition (default: %(default)s)")
     add("--rates", nargs="+", type=float, default=list(RATES), help="shares kept, beside 0.2")
     add("--seconds", type=float, default=0.15, help="of each contender (default: %(default)s)")
     add("--rotate", type=float, default=4, help="input sets, in L2s (default: %(default)s)")

@@ -27,8 +27,7 @@ DTYPES = ("float16", "float32")
 OPERATORS = ("select", "select_qk")
 
 
-def case(operator: str, dtype: torch.dtype, B: int, copy: timing.Copy, runs: int) -> dict[str, Any]:
-    shape = Shape(B, dtype, rate=0.2)
+def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str, Any]:
     total = sum(shape.floor_bytes(operator).values())
     number = gpu_runs.number_of_sets(shape, operator, total, rotate=4)
     samples = gpu_runs.make_sets(shape, operator, min(number, 80), seed=0)
@@ -45,11 +44,12 @@ def case(operator: str, dtype: torch.dtype, B: int, copy: timing.Copy, runs: int
     median = statistics.median(taken)
     return {
         "operator": operator,
-        "dtype": str(dtype).removeprefix("torch."),
-        "B": B,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "B": shape.B,
+        "T": shape.T,
         "median_us": round(median * 1e6, 2),
-        "second_us": round(taken[1] * 1e6, 2),
-        "last_but_one_us": round(taken[-2] * 1e6, 2),
+        "low_us": round(taken[len(taken) // 10] * 1e6, 2),
+        "high_us": round(taken[-1 - len(taken) // 10] * 1e6, 2),
         "bytes": total,
         "share_of_copy": round(total / median / copied, 4),
         "copy_gigabytes_per_second": round(copied / 1e9),
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--label", default="release", help="of the build (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--tokens", type=int, default=576, help="of a partition (%(default)s)")
     parser.add_argument("--copy", type=int, default=1024, help="megabytes (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=15, help="of a graph (default: %(default)s)")
     parser.add_argument("--out", type=Path)
@@ -78,12 +79,14 @@ def main() -> None:
     for B in options.batches:
         for operator in OPERATORS:
             for dtype in options.dtypes:
-                found = case(operator, getattr(torch, dtype), B, copy, options.runs)
+                T = options.tokens
+                shape = Shape(B, getattr(torch, dtype), T=T, N=T + 1, rate=0.2)
+                found = case(operator, shape, copy, options.runs)
                 run["cases"].append(found)
                 print(
                     f"TIME {options.label:<8} {operator:<9} {found['dtype']} B={B:<2} "
-                    f"{found['median_us']:8.2f} us ({found['second_us']:.2f} to "
-                    f"{found['last_but_one_us']:.2f}), {found['share_of_copy']:.0%} of a copy's "
+                    f"{found['median_us']:8.2f} us ({found['low_us']:.2f} to "
+                    f"{found['high_us']:.2f}), {found['share_of_copy']:.0%} of a copy's "
                     f"{found['copy_gigabytes_per_second']} GB/s",
                     flush=True,
                 )

@@ -79,7 +79,7 @@ class Machine:
             "HIRED_TEST_EXAMPLES": "1",
             "HIRED_TEST_REPEATS": "4",
             "HIRED_LOOP_CALLS": "3",
-            "HIRED_FIRST_TIMES": "--batches 1 --dtypes float16 --copy 8 --runs 1",
+            "HIRED_FIRST_TIMES": "--batches 1 --dtypes float16 --tokens 64 --copy 8 --runs 3",
             **variables,
         }
         for name in ("HIRED_TEST_TARGET", "HIRED_BACKEND", "HIRED_COMMIT", "PYTEST_CURRENT_TEST"):

@@ -342,11 +342,11 @@ inline Streams streams;
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   hired_emulator::Streams& streams = hired_emulator::streams;
   if (streams.destroyed.empty()) {
-    static std::vector<char*> handles;  // never freed, and known to leak checkers
-    streams.destroyed.push_back(reinterpret_cast<cudaStream_t>(handles.emplace_back(new char)));
+    *stream = reinterpret_cast<cudaStream_t>(uintptr_t{16} * streams.next_id);
+  } else {
+    *stream = streams.destroyed.back();
+    streams.destroyed.pop_back();
   }
-  *stream = streams.destroyed.back();
-  streams.destroyed.pop_back();
   streams.ids[*stream] = streams.next_id++;
   return cudaSuccess;
 }
