@@ -207,6 +207,15 @@ def test_bench(machine: Machine) -> None:
         assert case["others"]["published method"]["eager"]["median_us"] > 0
         assert case["others"]["torch, static"]["graph"]["median_us"] > 0
         assert case["peers"]
+    # The README's table and the plot are made of what was written.
+    code = "import json, sys, publish_gpu as p; c = json.load(open(sys.argv[1])); "
+    code += "print(p.figures(c, 'x.json')); print(p.plot(c))"
+    command = [sys.executable, "-c", code, str(machine.out / "pretended-gpu.json")]
+    made = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert "Pretended GPU, driver 000.00" in made.stdout
+    assert "| `select_qk` | 1 |" in made.stdout
+    assert "published method" in made.stdout
     # Out of time: what there was is written.
     result = machine.run(*bench, "0")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
