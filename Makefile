@@ -32,7 +32,7 @@ help:
 	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
-	@echo "make gpu-bundle     what a machine with a GPU would else have to compile: build/gpu-bundle"
+	@echo "make gpu-bundle     builds for a machine with a GPU, made beforehand: build/gpu-bundle"
 	@echo "make lint           ruff, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"

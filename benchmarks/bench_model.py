@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import gc
 import importlib.metadata
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -249,7 +250,7 @@ def parse() -> argparse.Namespace:
     add("--new", type=int, default=64, help="tokens to generate (64)")
     add("--runs", type=int, default=3, help="timed runs of each contender (3)")
     add("--threads", type=int, default=torch.get_num_threads())
-    add("--out", type=Path, help="JSON file (benchmarks/results/model-<size>-<device>.json)")
+    add("--out", type=Path, help="$OUT or benchmarks/results, model-<size>-<device>.json")
     options = parser.parse_args()
     if options.device is None:
         there = torch.cuda.is_available() and options.size != "tiny"
@@ -257,7 +258,7 @@ def parse() -> argparse.Namespace:
     if 1.0 not in options.budgets:
         options.budgets.insert(0, 1.0)  # the stock model's
     name = "cpu" if options.device == "cpu" else report.slug(torch.cuda.get_device_name())
-    results = Path(__file__).parent / "results"
+    results = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
     options.out = options.out or results / f"model-{options.size}-{name}.json"
     options.wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     return options

@@ -58,16 +58,18 @@ __device__ __forceinline__ void arrive(uint32_t* counter) {
 
 #ifdef HIRED_SPIN_LIMIT
 // Says which counter is amiss, of which of the launch's pictures, and ends the kernel: the next
-// synchronisation returns an error.
+// synchronisation returns an error. The job is the ticket that select_kernel keeps at the start of
+// shared memory.
 __device__ inline void give_up(const char* counter, int32_t picture, uint32_t have, uint32_t want) {
+  const uint32_t job = *reinterpret_cast<const uint32_t*>(shared_memory());
 #ifdef HIRED_EMULATE
   char text[128];
-  snprintf(text, sizeof text, "hired: block %u: %s, picture %d: have %u, want %u", blockIdx.x,
-           counter, picture, have, want);
+  snprintf(text, sizeof text, "hired: block %u, job %u: %s, picture %d: have %u, want %u",
+           blockIdx.x, job, counter, picture, have, want);
   hired_emulator::fail(text, hired_emulator::Site::here());
 #else
-  printf("hired: block %u: %s, picture %d: have %u, want %u\n", blockIdx.x, counter, picture, have,
-         want);
+  printf("hired: block %u, job %u: %s, picture %d: have %u, want %u\n", blockIdx.x, job, counter,
+         picture, have, want);
   __trap();
 #endif
 }

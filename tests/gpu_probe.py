@@ -124,6 +124,7 @@ def compare(calls: dict[str, Callable[[], tuple[str, Call]]]) -> None:
         device = time.perf_counter() - begin
         took = f"host {host * 1e3:.2f} ms, device {device * 1e3:.2f} ms"
         say(name, f"{took}: {check(name, results, expected)}")
+        say(name, "again ...")
         say(name, "again:", check(name, operator(op, **moved), expected))
 
 
@@ -169,6 +170,7 @@ def loop() -> None:
     for name in options.operators:
         op, call = LLAVA_CALLS[name](1, torch.float16)
         moved = on_gpu(call)
+        say(name, f"{options.calls} times ...")
         first = operator(op, **moved)
         say(name, check(name, first, reference(op, **call)))
         different = torch.zeros((), dtype=torch.int64, device="cuda")

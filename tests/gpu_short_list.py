@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A dozen small calls that between them take every path of the kernels.
+"""Small calls that between them take every path of the kernels.
 
     python tests/gpu_short_list.py [cuda]
 

@@ -145,7 +145,7 @@ def test_a_corrupted_counter_is_an_error(
     op, call = calls()["select"]
     disturb(tickets, weighed, 100)
     schedule(seed, 5, 64, lock_step=False, capability=6)
-    with pytest.raises(RuntimeError, match=rf"hired: block \d+: ({said})"):
+    with pytest.raises(RuntimeError, match=rf"hired: block \d+, job \d+: ({said})"):
         emulated(op, **call)
     disturb(0, 0, 100_000)
     assert agree(emulated(op, **call), reference(op, **call))

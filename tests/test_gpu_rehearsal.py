@@ -130,8 +130,8 @@ def test_a_wait_in_vain_says_what_it_is_for(broken: Machine) -> None:
     plant(broken, "spin", CORRUPT)
     result = broken.run("first_contact.py")
     assert result.returncode == 1
-    said = r"WRONG \(exit 1\): hired: block \d+: (weighed|tickets), picture 0: have \d+, want \d+"
-    assert re.fullmatch(said, verdicts(result.stdout)["spin"])
+    said = r"hired: block \d+, job \d+: (weighed|tickets), picture 0: have \d+, want \d+"
+    assert re.fullmatch(rf"WRONG \(exit 1\): {said}", verdicts(result.stdout)["spin"])
     log = broken.log("first-contact")
     named = [line.split()[-2] for line in log.splitlines() if line.endswith(" ...") and "|" in line]
     assert named[-1] == "select"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which built packages a run on a GPU uses: those of a bundle, or what is built on the spot.
 
-    python tools/gpu/package.py [release|spin|pascal ...]
+    python3 tools/gpu/package.py [release|spin|pascal ...]
 
 prints their folders, for PYTHONPATH, or an empty line for one that cannot be had:
 
@@ -25,9 +25,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages import Run, Stage, out
+from stages import ROOT, Run, Stage, out
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BUNDLE = Path(os.environ.get("HIRED_GPU_BUNDLE") or ROOT / "build" / "gpu-bundle")
 BUILT = ROOT / "build" / "gpu"
 VARIANTS = {
@@ -97,10 +96,9 @@ def build(name: str) -> Path | None:
     base = BUILT / name
     environment = {"HIRED_CUDA_ARCHS": "auto", **os.environ, "HIRED_NATIVE": "1", **VARIANTS[name]}
     if name == "pascal":
-        compiler = os.environ.get("HIRED_PASCAL_COMPILER") or ROOT / "build" / "pascal"
-        if not (Path(compiler) / "complete").exists():
-            print("pascal: no compiler for sm_61 (make pascal-compiler)", file=sys.stderr)
-            return None
+        asked = [sys.executable, str(ROOT / "tools" / "cuda_toolchain.py"), "--archs", "61"]
+        if subprocess.run(asked, stdout=sys.stderr, check=False).returncode:
+            return None  # it has said why, and what to do
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(base)]
     result = subprocess.run(
         [*command, "--build-lib", str(base / "lib")],
@@ -133,7 +131,7 @@ def obtain(run: Run, *names: str) -> dict[str, Path]:
     said = {name: stage.lines[-1] for name, stage in zip(names, stages, strict=True) if stage.good}
     for name, stage in zip(names, stages, strict=True):
         if not said.get(name):
-            stage.remark = ", but there is none: see the log"
+            stage.remark = "skipped: the log says why"
     return {name: Path(path) for name, path in said.items() if path}
 
 

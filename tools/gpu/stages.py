@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 LAST_WORDS = 5  # lines of a command that failed which are shown again
 DYING = 10  # seconds that a killed command is waited for
 # A group of its own, to be killed as one; not a session of its own, which would outlive a terminal.
@@ -46,7 +47,7 @@ class Stage:
     status: int | None = None
     seconds: float = 0.0
     cut: bool = False  # by the end of the whole run, before its own limit
-    remark: str = ""  # beside a good verdict
+    remark: str = ""  # in place of "right"
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -58,7 +59,7 @@ class Stage:
         if self.status is None:
             return "not run"
         if self.good:
-            return f"right{self.remark}"
+            return self.remark or "right"
         how = f"killed after {self.limit:.0f} s" if self.status == HUNG else f"exit {self.status}"
         word = "unfinished" if self.cut and self.status == HUNG else "WRONG"
         return f"{word} ({how}): {self._what_matters()[:150]}"
@@ -210,5 +211,4 @@ class Run:
 
 def out() -> Path:
     """Where results go: $OUT, or out/."""
-    root = Path(__file__).resolve().parent.parent.parent
-    return Path(os.environ.get("OUT") or root / "out").resolve()
+    return Path(os.environ.get("OUT") or ROOT / "out").resolve()
