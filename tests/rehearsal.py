@@ -75,6 +75,7 @@ class Machine:
             "HIRED_GPU_BUNDLE": str(self.folder / "bundle"),
             "OUT": str(self.out),
             "OMP_NUM_THREADS": "1",
+            "HIRED_PATIENCE": "6",
             "PYTEST_ADDOPTS": "-p one_of_each",
             "HIRED_TEST_EXAMPLES": "1",
             "HIRED_TEST_REPEATS": "4",

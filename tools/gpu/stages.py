@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# All limits are times this: for a slow machine.
+PATIENCE = float(os.environ.get("HIRED_PATIENCE", "1"))
 LAST_WORDS = 5  # lines of a command that failed which are shown again
 DYING = 10  # seconds that a killed command is waited for
 # A group of its own, to be killed as one; not a session of its own, which would outlive a terminal.
@@ -83,7 +85,7 @@ class Run:
 
     def __init__(self, log: Path, seconds: float) -> None:
         self._start = time.monotonic()
-        self._seconds = seconds
+        self._seconds = seconds * PATIENCE
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen] = []
         self.stages: list[Stage] = []
@@ -126,6 +128,7 @@ class Run:
         return all(stage.good for stage in stages)
 
     def _run(self, stage: Stage) -> None:
+        stage.limit *= PATIENCE
         stage.cut = self.left() < stage.limit
         stage.limit = min(stage.limit, self.left())
         if stage.limit <= 1:
