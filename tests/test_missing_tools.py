@@ -185,6 +185,20 @@ def test_pascal_compiler_without_clang(
     assert not (machine.folder / "pascal").exists()
 
 
+def test_pascal_compiler_whose_clang_is_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = machine.folder / "pascal"
+    (root / "bin").mkdir(parents=True)
+    (root / "complete").write_text("12.9\n")
+    (root / "bin" / "ptxas").touch()
+    (root / "bin" / "clang++").symlink_to(machine.folder / "removed")
+    monkeypatch.setenv("PATH", str(machine.bin))
+    monkeypatch.setattr(sys, "argv", ["make_pascal_compiler.py", str(root)])
+    with pytest.raises(SystemExit, match="none of clang"):
+        tool("make_pascal_compiler").main()
+
+
 @pytest.fixture
 def no_cuda(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tools/cuda_toolchain.py where no CUDA compiler is, in no place that it looks in."""

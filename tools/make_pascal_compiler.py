@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "pascal")
     root = parser.parse_args().folder.resolve()
     done = root / "complete"
-    if done.exists():
+    if done.exists() and (root / "bin/clang++").exists():  # clang may have been removed since
         print(f"{root}: there already")
         return
     if root.exists() and any(root.iterdir()) and not (root / "bin/ptxas").exists():
