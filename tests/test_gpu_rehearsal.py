@@ -114,8 +114,8 @@ def test_first_contact(machine: Machine) -> None:
 def test_a_hang_is_named_within_its_limit(broken: Machine) -> None:
     plant(broken, "spin", HANG)
     begin = time.monotonic()
-    result = broken.run("first_contact.py", HIRED_PATIENCE="0.5")
-    assert time.monotonic() - begin < 60
+    result = broken.run("first_contact.py", HIRED_PATIENCE="1")
+    assert time.monotonic() - begin < 90
     assert result.returncode == 1
     table = verdicts(result.stdout)
     assert re.fullmatch(r"WRONG \(exit 1\): hung in \d\.\d\d cls_attention \.\.\.", table["spin"])
