@@ -149,6 +149,13 @@ def test_a_wrong_result_ends_first_contact(broken: Machine) -> None:
     assert "calls" not in table
 
 
+def test_a_mixed_up_bundle_is_found_out(broken: Machine) -> None:
+    broken.file("spin", "_C.py").write_text(broken.file("release", "_C.py").read_text())
+    result = broken.run("first_contact.py")
+    assert result.returncode == 1
+    assert "WRONG: a build with spin limit None" in verdicts(result.stdout)["spin"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_what_is_killed_leaves_its_log(broken: Machine, how: signal.Signals) -> None:
     plant(broken, "spin", HANG)
