@@ -23,7 +23,7 @@ Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
   params.key_lanes = key_lanes<Scalar>(call.layer, heads.Dh);
   params.T = static_cast<int32_t>(call.T);
   params.attention = call.attention;
-  const size_t shared = kMaxWarps * sizeof(uint32_t) + head_bytes(heads.N, heads.Dh);
+  const size_t shared = BlockGroup::kScratch * sizeof(uint32_t) + head_bytes(heads.N);
   void* arguments[] = {&params};
   return cuda_status(
       cudaLaunchKernel(cls_attention_kernel<Scalar>, dim3(static_cast<unsigned>(blocks)),

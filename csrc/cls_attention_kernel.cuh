@@ -7,7 +7,7 @@
 // of hired::select_qk.
 //
 // Bytes: every key once, every element of the output once. Shared memory holds the logits, so that
-// N and Dh are limited as there.
+// N is limited as there.
 #pragma once
 
 #include "heads.cuh"
@@ -28,11 +28,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     cls_attention_kernel(const HIRED_GRID_CONSTANT ClsAttentionParams params) {
   char* shared = shared_memory();
   const BlockGroup group(reinterpret_cast<uint32_t*>(shared));
-  shared += kMaxWarps * sizeof(uint32_t);
+  auto* logits = reinterpret_cast<float*>(shared + BlockGroup::kScratch * sizeof(uint32_t));
   const int64_t head = blockIdx.x;
   const auto row = static_cast<int32_t>(head / params.heads.H);
   const auto h = static_cast<int32_t>(head % params.heads.H);
-  attend<Scalar>(params.heads, params.layer, params.key_lanes, row, h, params.T, shared, group,
+  attend<Scalar>(params.heads, params.layer, params.key_lanes, row, h, params.T, logits, group,
                  params.attention + head * params.T);
 }
 

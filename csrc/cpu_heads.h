@@ -44,7 +44,7 @@ inline Lanes dot_lanes(const float* query, const Scalar* key, int64_t Dh) {
   int64_t d = 0;
   for (; d + kLanes <= Dh; d += kLanes) sum += load_lanes(query + d) * load_lanes(key + d);
   if (d == Dh) return sum;
-  return sum + load_lanes(query + d) * LaneGroup().load(key + d, 1, static_cast<int>(Dh - d));
+  return sum + load_lanes(query + d) * LaneGroup().fetch(key + d, 1, static_cast<int>(Dh - d));
 }
 
 // dots [count]: those of as many heads.
@@ -129,7 +129,8 @@ inline void add_head(const Heads& heads, const HeadSpace& w, int64_t row, int64_
                      bool first, float* scores) {
   float* logits = w.logits + (row * heads.H + h) * w.logit_stride;
   for (int64_t n = heads.N; n < w.logit_stride; ++n) logits[n] = -INFINITY;
-  add_softmax(LaneGroup(), logits, heads.N, T, first, scores);
+  const LaneGroup group;
+  add_softmax(group, largest_of(group, logits, heads.N), logits, heads.N, T, first, scores);
 }
 
 }  // namespace HIRED_ISA

@@ -46,14 +46,37 @@ __device__ __forceinline__ char* shared_memory() {
 
 // Waits for other blocks -------------------------------------------------------------------------
 
+// Release and acquire between blocks are words of sm_70: they order what came before an arrival and
+// what comes after a wait without a fence for everything else. sm_61 has only such a fence.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
+#define HIRED_RELEASE_ACQUIRE 1
+#else
+#define HIRED_RELEASE_ACQUIRE 0
+#endif
+
 // Everything this block has written is seen by whoever sees the counter grow. Called by all
 // threads.
 __device__ __forceinline__ void arrive(uint32_t* counter) {
   __syncthreads();
   if (threadIdx.x == 0) {
+#if HIRED_RELEASE_ACQUIRE
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+#else
     __threadfence();
     atomicAdd(counter, 1u);
+#endif
   }
+}
+
+// What a counter holds now. Where there is no acquire, a fence is due before anything is read.
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* counter) {
+#if HIRED_RELEASE_ACQUIRE
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+#else
+  return *static_cast<const volatile uint32_t*>(counter);
+#endif
 }
 
 #ifdef HIRED_SPIN_LIMIT
@@ -83,37 +106,80 @@ __device__ __forceinline__ void wait_for(const uint32_t* counter, uint32_t count
                                          [[maybe_unused]] const char* name,
                                          [[maybe_unused]] int32_t picture) {
   if (threadIdx.x == 0) {
-    const volatile uint32_t* fresh = counter;
     [[maybe_unused]] uint32_t polls = 0;
-    while (*fresh < count) {
+    while (load_acquire(counter) < count) {
 #ifdef HIRED_EMULATE
       hired_emulator::poll();
 #endif
 #ifdef HIRED_SPIN_LIMIT
-      if (++polls > HIRED_SPIN_LIMIT) give_up(name, picture, *fresh, count);
+      if (++polls > HIRED_SPIN_LIMIT) {
+        give_up(name, picture, load_acquire(counter), count);
+      }
 #endif
     }
+#if !HIRED_RELEASE_ACQUIRE
     __threadfence();
+#endif
 #ifdef HIRED_SPIN_LIMIT
-    if (*fresh > count) give_up(name, picture, *fresh, count);
+    if (load_acquire(counter) > count) give_up(name, picture, load_acquire(counter), count);
 #endif
   }
   __syncthreads();
 }
 
-// A value that another block wrote in this launch: first-level caches are not coherent.
+// A value that another block may have written in this launch: first-level caches are not coherent.
 template <class Value>
 __device__ __forceinline__ Value load_fresh(const Value* p) {
   return __ldcg(p);
 }
-__device__ __forceinline__ float load_fresh_float(const float* p) {
-  return __ldcg(p);
+
+// A score as it is in memory. Fetches stay in the order in which they are written, ahead of what is
+// done with them: left to themselves, compilers move each to where it is widened.
+__device__ __forceinline__ uint32_t fetch_bits(const float* p) {
+  uint32_t bits;
+#ifdef __CUDA_ARCH__
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(bits) : "l"(p));
+#else
+  memcpy(&bits, p, sizeof bits);
+#endif
+  return bits;
 }
-__device__ __forceinline__ float load_fresh_float(const Float16* p) {
-  return widen_float16<uint32_t>(__ldcg(&p->bits));
+template <class Half>
+__device__ __forceinline__ uint16_t fetch_bits(const Half* p) {
+  uint16_t bits;
+#ifdef __CUDA_ARCH__
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(p));
+#else
+  bits = p->bits;
+#endif
+  return bits;
 }
-__device__ __forceinline__ float load_fresh_float(const BFloat16* p) {
-  return widen_bfloat16<uint32_t>(__ldcg(&p->bits));
+
+template <class Scalar>
+struct RawScore {
+  decltype(fetch_bits(static_cast<const Scalar*>(nullptr))) bits;
+};
+__device__ __forceinline__ float widen_score(const RawScore<float>& raw) {
+  return __uint_as_float(raw.bits);
+}
+__device__ __forceinline__ float widen_score(const RawScore<Float16>& raw) {
+  return widen_float16<uint32_t>(raw.bits);
+}
+__device__ __forceinline__ float widen_score(const RawScore<BFloat16>& raw) {
+  return widen_bfloat16<uint32_t>(raw.bits);
+}
+
+// Sixteen bytes that no block writes in this launch, in the same order.
+__device__ __forceinline__ uint4 fetch_piece(const void* p) {
+#ifdef __CUDA_ARCH__
+  uint4 piece;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+               : "l"(p));
+  return piece;
+#else
+  return __ldg(static_cast<const uint4*>(p));
+#endif
 }
 
 // Element i of 16 bytes; i is a constant once loops unroll.
@@ -136,93 +202,63 @@ __device__ __forceinline__ float piece_element(const uint4& piece, int i) {
 
 // Groups -----------------------------------------------------------------------------------------
 
-// All threads of a block. `scratch` holds kMaxWarps words of shared memory.
-class BlockGroup {
+// One warp: a team of a block, which also moves a row of bytes by the widest access that its ends
+// allow.
+class WarpGroup {
  public:
-  using Wide = int32_t;  // at most kMaxSubImages * T * T = 2^30: no division in 64 bits
-  using Lane = float;
-  using LaneWord = uint32_t;
-  static constexpr int kWidth = 1;
-  static constexpr int kAhead = 16;  // one round trip to memory for the 16 heads of CLIP-L, not 15
+  static constexpr int kSize = kWarp;
 
-  __device__ explicit BlockGroup(uint32_t* scratch) : scratch_(scratch) {}
-
-  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
-  __device__ int size() const { return static_cast<int>(blockDim.x); }
-  __device__ void sync() const { __syncthreads(); }
-  __device__ void add(uint32_t* counter, uint32_t n) const { atomicAdd(counter, n); }
+  __device__ int rank() const { return static_cast<int>(threadIdx.x) % kWarp; }
+  __device__ int size() const { return kWarp; }
+  __device__ void sync() const { __syncwarp(); }
 
   __device__ uint32_t exclusive_sum(uint32_t n, uint32_t* total) const {
     uint32_t inclusive = n;
+#pragma unroll
     for (int step = 1; step < kWarp; step *= 2) {
       const uint32_t below = __shfl_up_sync(kFullWarp, inclusive, step);
-      inclusive += lane_index() >= step ? below : 0;
+      inclusive += rank() >= step ? below : 0;
     }
-    if (lane_index() == kWarp - 1) scratch_[warp_index()] = inclusive;
-    __syncthreads();
-    uint32_t before = 0, all = 0;
-    for (int warp = 0; warp < size() / kWarp; ++warp) {
-      before += warp < warp_index() ? scratch_[warp] : 0;
-      all += scratch_[warp];
-    }
-    __syncthreads();
-    *total = all;
-    return before + inclusive - n;
+    *total = __shfl_sync(kFullWarp, inclusive, kWarp - 1);
+    return inclusive - n;
   }
 
-  // Reductions add and compare in a fixed order: the same inputs give the same bits.
-  __device__ float sum(float value) const {
+  template <class Number>
+  __device__ Number sum(Number n) const {
+    static_assert(std::is_integral_v<Number> && sizeof(Number) == 4);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return static_cast<Number>(__reduce_add_sync(kFullWarp, static_cast<uint32_t>(n)));
+#else
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) n += __shfl_xor_sync(kFullWarp, n, step);
+    return n;
+#endif
+  }
+
+  __device__ uint32_t either(uint32_t bits) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_or_sync(kFullWarp, bits);
+#else
+#pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) {
-      value += __shfl_xor_sync(kFullWarp, value, step);
+      bits |= __shfl_xor_sync(kFullWarp, bits, step);
     }
-    share(value);
-    float all = 0.0f;
-    for (int warp = 0; warp < size() / kWarp; ++warp) all += shared(warp);
-    __syncthreads();
-    return all;
+    return bits;
+#endif
   }
 
-  __device__ float max(float value) const {
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      const float other = __shfl_xor_sync(kFullWarp, value, step);
-      value = other > value ? other : value;
-    }
-    share(value);
-    float largest = shared(0);
-    for (int warp = 1; warp < size() / kWarp; ++warp) {
-      largest = shared(warp) > largest ? shared(warp) : largest;
-    }
-    __syncthreads();
-    return largest;
+  template <class Value>
+  __device__ Value from(bool here, Value value) const {
+    constexpr int kWords = sizeof(Value) / sizeof(uint32_t);
+    static_assert(sizeof(Value) == kWords * sizeof(uint32_t));
+    const int lane = __ffs(static_cast<int>(__ballot_sync(kFullWarp, here))) - 1;
+    uint32_t words[kWords];
+    memcpy(words, &value, sizeof value);
+#pragma unroll
+    for (uint32_t& word : words) word = __shfl_sync(kFullWarp, word, lane);
+    memcpy(&value, words, sizeof value);
+    return value;
   }
-
-  // Shared memory, or what this thread wrote itself.
-  __device__ float load(const float* p) const { return *p; }
-  __device__ void store(float* p, float value) const { *p = value; }
-  // Attention rows, which may be another block's work.
-  template <class Scalar>
-  __device__ float load(const Scalar* p, int64_t, int) const {
-    return load_fresh_float(p);
-  }
-  __device__ float lane(float value, int) const { return value; }
-
- private:
-  __device__ static int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ static int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
-  __device__ void share(float value) const {
-    if (lane_index() == 0) scratch_[warp_index()] = __float_as_uint(value);
-    __syncthreads();
-  }
-  __device__ float shared(int warp) const { return __uint_as_float(scratch_[warp]); }
-
-  uint32_t* scratch_;
-};
-
-// One warp, to move a row of bytes by the widest access that its ends allow.
-class WarpGroup {
- public:
-  __device__ int rank() const { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ int size() const { return kWarp; }
 
   __device__ void copy(char* to, const char* from, int64_t bytes) const {
     const auto ends = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) |
@@ -254,6 +290,159 @@ class WarpGroup {
     }
     for (; i < units; i += kWarp) target[i] = __ldg(source + i);
   }
+};
+
+// All threads of a block.
+class BlockGroup {
+ public:
+  using Wide = int32_t;  // at most kMaxSubImages * T * T = 2^30: no division in 64 bits
+  using Lane = float;
+  using LaneWord = uint32_t;
+  template <class Scalar>
+  using Raw = RawScore<Scalar>;
+  static constexpr int kWidth = 1;
+  static constexpr int kAhead = 16;  // the heads of CLIP-L
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+  static constexpr int kColumns = 1;  // three spill
+#else
+  static constexpr int kColumns = 3;  // with 256 threads all 576 patches of CLIP-L at 336 pixels
+#endif
+  // Words of shared memory that reductions exchange: two of each warp, twice, since one reduction
+  // may begin while some threads still read what the last one left.
+  static constexpr int kScratch = 2 * 2 * kMaxWarps;
+
+  __device__ explicit BlockGroup(uint32_t* scratch) : scratch_(scratch) {}
+
+  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ int size() const { return static_cast<int>(blockDim.x); }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ uint32_t add(uint32_t* counter, uint32_t n) const { return atomicAdd(counter, n); }
+
+  __device__ WarpGroup team() const { return {}; }
+  __device__ int team_index() const { return static_cast<int>(threadIdx.x) / kWarp; }
+  __device__ int teams() const { return static_cast<int>(blockDim.x) / kWarp; }
+
+  __device__ uint32_t exclusive_sum(uint32_t n, uint32_t* total) const {
+    uint32_t of_warp;
+    const uint32_t in_warp = team().exclusive_sum(n, &of_warp);
+    const uint32_t* shared = share(of_warp);
+    uint32_t before = 0, all = 0;
+    for_each_warp(shared, [&](int warp, uint32_t sum) {
+      before += warp < team_index() ? sum : 0;
+      all += sum;
+    });
+    *total = all;
+    return before + in_warp;
+  }
+
+  __device__ uint64_t either(uint64_t bits) const {
+    const uint32_t high = team().either(static_cast<uint32_t>(bits >> 32));
+    const uint32_t* shared = share(team().either(static_cast<uint32_t>(bits)), high);
+    uint32_t all_low = 0, all_high = 0;
+    for_each_warp(shared, [&](int, uint32_t word) { all_low |= word; });
+    for_each_warp(shared + kMaxWarps, [&](int, uint32_t word) { all_high |= word; });
+    return uint64_t{all_high} << 32 | all_low;
+  }
+
+  template <class Keep>
+  __device__ uint32_t mark(int32_t T, const Keep& keep, uint32_t* mask) const {
+    uint32_t marked = 0;
+    for (int32_t base = team_index() * kWarp; base < T; base += size()) {
+      const int32_t t = base + team().rank();
+      const bool kept = t < T && keep(t);
+      const uint32_t word = __ballot_sync(kFullWarp, kept);
+      if (team().rank() == 0) mask[base / kWarp] = word;
+      marked += kept;
+    }
+    return marked;
+  }
+
+  // Reductions add and compare in a fixed order: the same inputs give the same bits.
+  __device__ float sum(float value) const {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      value += __shfl_xor_sync(kFullWarp, value, step);
+    }
+    const uint32_t* shared = share(__float_as_uint(value));
+    float all = 0.0f;
+    for_each_warp(shared, [&](int, uint32_t sum) { all += __uint_as_float(sum); });
+    return all;
+  }
+
+  __device__ float max(float value) const {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const float other = __shfl_xor_sync(kFullWarp, value, step);
+      value = other > value ? other : value;
+    }
+    const uint32_t* shared = share(__float_as_uint(value));
+    float largest = -INFINITY;
+    for_each_warp(shared, [&](int, uint32_t word) {
+      const float other = __uint_as_float(word);
+      largest = other > largest ? other : largest;
+    });
+    return largest;
+  }
+
+  // Attention rows, which may be another block's work.
+  template <class Scalar>
+  __device__ Raw<Scalar> fetch(const Scalar* p, int64_t, int) const {
+    return {fetch_bits(p)};
+  }
+  // sm_61's assembler moves what is done with a fetch in front of later ones, and waits for each.
+  // Here all of it hangs on the last fetch, by a zero that only we know.
+  template <class Scalar>
+  __device__ void together([[maybe_unused]] RawScore<Scalar> (&ahead)[kAhead][kColumns]) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+    const auto zero = ahead[kAhead - 1][kColumns - 1].bits & threadIdx.y;  // blocks have no y
+#pragma unroll
+    for (auto& of_head : ahead) {
+#pragma unroll
+      for (RawScore<Scalar>& raw : of_head) raw.bits |= zero;
+    }
+#endif
+  }
+  template <class Scalar>
+  __device__ float widen(const RawScore<Scalar>& raw) const {
+    return widen_score(raw);
+  }
+  // Shared memory, or what this thread wrote itself.
+  __device__ float load(const float* p) const { return *p; }
+  __device__ void store(float* p, float value) const { *p = value; }
+  __device__ float lane(float value, int) const { return value; }
+
+ private:
+  // Leaves what each warp has, and `other` kMaxWarps words further on, for all to read.
+  __device__ const uint32_t* share(uint32_t value, uint32_t other = 0) const {
+    uint32_t* shared = scratch_ + turn_ * 2 * kMaxWarps;
+    turn_ ^= 1;
+    if (team().rank() == 0) {
+      shared[team_index()] = value;
+      shared[kMaxWarps + team_index()] = other;
+    }
+    __syncthreads();
+    return shared;
+  }
+
+  // Calls fold(warp, its word) for one warp after the other. Words are read together, whether or
+  // not there are so many warps.
+  template <class Fold>
+  __device__ void for_each_warp(const uint32_t* shared, const Fold& fold) const {
+    constexpr int kTogether = 8;  // the warps of 256 threads
+    static_assert(kMaxWarps % kTogether == 0);
+    for (int base = 0; base < teams(); base += kTogether) {
+      uint32_t words[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) words[i] = shared[base + i];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (base + i < teams()) fold(base + i, words[i]);
+      }
+    }
+  }
+
+  uint32_t* scratch_;
+  mutable int turn_ = 0;
 };
 
 }  // namespace HIRED_ISA

@@ -15,10 +15,15 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// 16 bytes of keys a thread in flight, this many times over. Predicted, not measured: 256 threads
-// * 8 * 16 bytes = 32 KB a block covers the 22 KB an SM of an H200 needs in flight (4.8 TB/s at
-// 0.6 us over 132 SMs) with one block, and a P40's 7 KB (346 GB/s at 0.6 us over 30) many times.
-constexpr int kKeysInFlight = 8;
+// 16 bytes of keys a thread in flight, this many times over: as many as leave no spill. 19 are all
+// 577 keys of CLIP-L at 336 pixels in one round, 32 of them a time. sm_61 takes two rounds: there
+// the assembler makes three trips to memory of 19. So it is where a lane holds two pieces of a key.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+constexpr int kKeysInFlight = 10;
+#else
+constexpr int kKeysInFlight = 19;
+#endif
+constexpr int kWideKeysInFlight = 10;
 
 // What registers are counted for: enough that nothing spills, on every architecture
 // (docs/kernels.md).
@@ -29,98 +34,122 @@ struct DeviceHeads {
   float scale;
 };
 
-// Dot products of one head, as logits [N] in shared memory. Each warp takes kKeysInFlight times
-// 32 / lanes keys a round; `lanes` lanes share a key in 16-byte pieces.
+// What the dot products of one head are made of, and where the logits [N] go: shared memory.
 template <class Scalar>
-__device__ __forceinline__ void dot_by_pieces(const float* query, const Scalar* keys,
-                                              int64_t stride_n, int32_t N, int32_t Dh,
-                                              int32_t lanes, float scale, float* logits) {
+struct Dots {
+  const Scalar *query, *keys;
+  int64_t stride_n;
+  int32_t N, Dh;
+  float scale;
+  float* logits;
+};
+
+// kLanes lanes share a key in 16-byte pieces; each warp takes kKeysInFlight times 32 / kLanes keys
+// a round. The query's pieces stay in registers, and are on their way together with the keys.
+// Returns the largest logit that this thread has seen.
+template <int kLanes, class Scalar>
+__device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(Scalar));
+  constexpr int kMostPieces = static_cast<int>(kCudaLimits.head_width) / kPiece;
+  constexpr int kPieces = kLanes < kWarp ? 1 : (kMostPieces + kWarp - 1) / kWarp;  // of a lane
+  constexpr int kInFlight = kPieces == 1 ? kKeysInFlight : kWideKeysInFlight;
+  constexpr int kTogether = kWarp / kLanes;  // keys of one load of a warp
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  const int together = kWarp / lanes;  // keys of one load of a warp
-  const int piece = lane % lanes;
-  const int pieces = Dh / kPiece;
-  for (int32_t base = warp * together; base < N; base += kKeysInFlight * warps * together) {
-    float sums[kKeysInFlight];
+  const int step = static_cast<int>(blockDim.x) / kWarp * kTogether;
+  const int piece = lane % kLanes;
+  const int pieces = dots.Dh / kPiece;
+  float largest = -INFINITY;
+  for (int32_t base = warp * kTogether; base < dots.N; base += kInFlight * step) {
+    const int32_t first = base + lane / kLanes;
+    float sums[kInFlight];
 #pragma unroll
-    for (int j = 0; j < kKeysInFlight; ++j) sums[j] = 0.0f;
-    for (int d = piece; d - piece < pieces; d += lanes) {
+    for (int j = 0; j < kInFlight; ++j) sums[j] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int d = piece + i * kLanes;
+      if (d >= pieces) continue;
       // Load
-      uint4 held[kKeysInFlight];
+      uint4 held[kInFlight];
 #pragma unroll
-      for (int j = 0; j < kKeysInFlight; ++j) {
-        const int32_t n = base + j * warps * together + lane / lanes;
-        held[j] = n < N && d < pieces
-                      ? __ldg(reinterpret_cast<const uint4*>(keys + n * stride_n) + d)
-                      : make_uint4(0, 0, 0, 0);
+      for (int j = 0; j < kInFlight; ++j) {
+        const int32_t n = first + j * step;
+        held[j] =
+            fetch_piece(dots.keys + (n < dots.N ? n : dots.N - 1) * dots.stride_n + d * kPiece);
       }
+      RawScore<Scalar> query[kPiece];
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) query[k] = {fetch_bits(dots.query + d * kPiece + k)};
       // Multiply
+      float q[kPiece];
 #pragma unroll
-      for (int i = 0; i < kPiece; ++i) {
-        const float q = d < pieces ? query[d * kPiece + i] : 0.0f;
+      for (int k = 0; k < kPiece; ++k) q[k] = widen_score(query[k]);
 #pragma unroll
-        for (int j = 0; j < kKeysInFlight; ++j) sums[j] += q * piece_element<Scalar>(held[j], i);
+      for (int j = 0; j < kInFlight; ++j) {
+#pragma unroll
+        for (int k = 0; k < kPiece; ++k) sums[j] += q[k] * piece_element<Scalar>(held[j], k);
       }
     }
     // Reduce
 #pragma unroll
-    for (int j = 0; j < kKeysInFlight; ++j) {
-      for (int step = lanes / 2; step > 0; step /= 2) {
-        sums[j] += __shfl_xor_sync(kFullWarp, sums[j], step);
-      }
-      const int32_t n = base + j * warps * together + lane / lanes;
-      if (piece == 0 && n < N) logits[n] = sums[j] * scale;
+    for (int other = kLanes / 2; other > 0; other /= 2) {
+#pragma unroll
+      for (float& sum : sums) sum += __shfl_xor_sync(kFullWarp, sum, other);
+    }
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) {
+      const int32_t n = first + j * step;
+      const float logit = n < dots.N ? sums[j] * dots.scale : -INFINITY;
+      largest = logit > largest ? logit : largest;
+      if (piece == 0 && n < dots.N) dots.logits[n] = logit;
     }
   }
+  return largest;
 }
 
 // The same whatever the alignment and width: a key a warp, an element a lane.
 template <class Scalar>
-__device__ __forceinline__ void dot_by_elements(const float* query, const Scalar* keys,
-                                                int64_t stride_n, int32_t N, int32_t Dh,
-                                                float scale, float* logits) {
+__device__ __forceinline__ float dot_by_elements(const Dots<Scalar>& dots) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int32_t n = static_cast<int>(threadIdx.x) / kWarp; n < N; n += warps) {
+  float largest = -INFINITY;
+  for (int32_t n = static_cast<int>(threadIdx.x) / kWarp; n < dots.N; n += warps) {
+    const Scalar* key = dots.keys + n * dots.stride_n;
     float sum = 0.0f;
-    for (int d = lane; d < Dh; d += kWarp) sum += query[d] * load_float(keys + n * stride_n + d);
+    for (int d = lane; d < dots.Dh; d += kWarp) {
+      sum += load_float(dots.query + d) * load_float(key + d);
+    }
     for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
-    if (lane == 0) logits[n] = sum * scale;
+    const float logit = sum * dots.scale;
+    largest = logit > largest ? logit : largest;
+    if (lane == 0) dots.logits[n] = logit;
   }
-}
-
-// Words of shared memory that a query takes before the logits.
-HIRED_FN int64_t query_words(int64_t Dh) {
-  return (Dh + 3) / 4 * 4;
+  return largest;
 }
 
 // attention [T]: the softmax of head h of row `index`, its last T columns. key_lanes: lanes that
-// share a key in 16-byte pieces; 0 where its alignment allows none. Shared memory: query [Dh],
-// logits [N].
+// share a key in 16-byte pieces; 0 where its alignment allows none. Shared memory: logits [N].
 template <class Scalar>
 __device__ __forceinline__ void attend(const DeviceHeads& heads, const QueriesKeys& layer,
                                        int32_t key_lanes, int64_t index, int32_t h, int32_t T,
-                                       char* shared, const BlockGroup& group, float* attention) {
-  const auto* query = static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
-                      h * layer.query_stride_h;
-  const auto* keys =
-      static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row + h * layer.key_stride_h;
-  auto* shared_query = reinterpret_cast<float*>(shared);
-  float* logits = shared_query + query_words(heads.Dh);
-  for (int d = group.rank(); d < heads.Dh; d += group.size()) {
-    shared_query[d] = load_float(query + d);
+                                       float* logits, const BlockGroup& group, float* attention) {
+  const Dots<Scalar> dots = {
+      static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
+          h * layer.query_stride_h,
+      static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row + h * layer.key_stride_h,
+      layer.key_stride_n,
+      heads.N,
+      heads.Dh,
+      heads.scale,
+      logits};
+  float largest;
+  switch (key_lanes) {
+    case 8: largest = dot_by_pieces<8>(dots); break;
+    case 16: largest = dot_by_pieces<16>(dots); break;
+    case 32: largest = dot_by_pieces<32>(dots); break;
+    default: largest = dot_by_elements(dots); break;
   }
-  group.sync();
-  if (key_lanes > 0) {
-    dot_by_pieces(shared_query, keys, layer.key_stride_n, heads.N, heads.Dh, key_lanes, heads.scale,
-                  logits);
-  } else {
-    dot_by_elements(shared_query, keys, layer.key_stride_n, heads.N, heads.Dh, heads.scale, logits);
-  }
-  group.sync();
-  add_softmax(group, logits, heads.N, T, /*first=*/true, attention);
+  add_softmax(group, largest, logits, heads.N, T, /*first=*/true, attention);
 }
 
 }  // namespace HIRED_ISA

@@ -100,7 +100,9 @@ struct LaneGroup : SerialGroup {
   using Lane = Lanes;
   using LaneWord = LaneWords;
   static constexpr int kWidth = kLanes;
-  static constexpr int kAhead = 1;  // the processor looks ahead by itself
+  static constexpr int kAhead = 1, kColumns = 1;  // the processor looks ahead by itself
+  template <class Scalar>
+  using Raw = Lanes;  // it widens as it loads
 
   template <class Scalar>
   HIRED_FN Lanes load(const Scalar* p) const {
@@ -109,12 +111,15 @@ struct LaneGroup : SerialGroup {
 
   // n of the lanes, `stride` elements apart; the others are zero.
   template <class Scalar>
-  HIRED_FN Lanes load(const Scalar* p, int64_t stride, int n) const {
+  HIRED_FN Lanes fetch(const Scalar* p, int64_t stride, int n) const {
     if (stride == 1 && n == kLanes) return load_lanes(p);
     Lanes lanes = {};
     for (int i = 0; i < n; ++i) lanes[i] = load_float(p + i * stride);
     return lanes;
   }
+  template <class Fetched>
+  HIRED_FN void together(Fetched&) const {}
+  HIRED_FN Lanes widen(const Lanes& fetched) const { return fetched; }
 
   HIRED_FN void store(float* p, Lanes lanes) const { store_lanes(p, lanes); }
   HIRED_FN float lane(const Lanes& lanes, int i) const { return lanes[i]; }

@@ -76,9 +76,9 @@ Status check_aligned(const char* argument, const void* data) {
                          "an address " + std::to_string(beyond) + " bytes beyond one");
 }
 
-// The widest power of two of lanes that share a key in 16-byte pieces; 0 where a key does not begin
-// and end at 16 bytes. It says in which order products add up, so it may depend on nothing that
-// another call on the same keys has otherwise.
+// How many lanes share a key in 16-byte pieces, 8, 16 or 32; 0 where a key does not begin and end
+// at 16 bytes. It says in which order products add up, so it may depend on nothing that another
+// call on the same keys has otherwise.
 template <class Scalar>
 int32_t key_lanes(const QueriesKeys& layer, int64_t Dh) {
   constexpr int64_t kPiece = 16 / sizeof(Scalar);
@@ -86,14 +86,14 @@ int32_t key_lanes(const QueriesKeys& layer, int64_t Dh) {
   for (int64_t stride : {layer.key_stride_row, layer.key_stride_n, layer.key_stride_h}) {
     if (stride % kPiece != 0) return 0;
   }
-  int32_t lanes = 1;
+  int32_t lanes = 8;
   while (lanes < kWarp && lanes * kPiece < Dh) lanes *= 2;
   return lanes;
 }
 
 // Shared memory of attend().
-inline int64_t head_bytes(int64_t N, int64_t Dh) {
-  return (query_words(Dh) + N) * static_cast<int64_t>(sizeof(float));
+inline int64_t head_bytes(int64_t N) {
+  return N * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace HIRED_ISA

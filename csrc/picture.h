@@ -34,4 +34,12 @@ struct Picture {
   HIRED_FN int32_t sub_images() const { return rows * cols; }
 };
 
+inline namespace HIRED_ISA {
+
+// Words of what is kept of T patches: patch t is bit t % 32 of word t / 32.
+HIRED_FN int32_t mask_words(int32_t T) {
+  return (T + 31) / 32;
+}
+
+}  // namespace HIRED_ISA
 }  // namespace hired

@@ -14,9 +14,7 @@ Workspace carve(const Call& call, Arena* arena) {
   Workspace w{};
   w.key_stride = padded(rules.tokens);
   w.keys = arena->take<uint32_t>((P + B) * w.key_stride);
-  w.kept = arena->take<int32_t>(P * rules.tokens);
-  w.row_counts = arena->take<uint32_t>(P * rules.side);
-  w.shifts = arena->take<int32_t>(P * rules.side);
+  w.kept = arena->take<uint32_t>(P * mask_words(rules.tokens));
   w.budgets = arena->take<int32_t>(P);
   w.picture_of = arena->take<int32_t>(P);
   w.weights = arena->take<uint32_t>(P);

@@ -83,7 +83,7 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
   const Rules& rules = call.plan->rules;
   const Picture* pictures = call.plan->pictures.data();
   const auto B = static_cast<int64_t>(call.plan->pictures.size());
-  const int32_t T = rules.tokens, side = rules.side;
+  const int32_t T = rules.tokens, side = rules.side, words = mask_words(T);
   const int64_t partition_bytes = int64_t{16} * T;  // about what a sweep touches
 
   sweep(pool, B, partition_bytes, [&](int64_t b) {
@@ -91,7 +91,9 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     const int32_t first = picture.first_partition;
     ChooseScratch choose_scratch{};
     allocate(group, rules, picture, w.keys + (call.P + b) * w.key_stride, &choose_scratch,
-             {w.weights + first, w.capacities + first, w.remainders + first}, w.budgets + first);
+             {w.weights + first, w.capacities + first, w.remainders + first,
+              w.kept + int64_t{first} * words},  // free until the full image has been chosen
+             w.budgets + first);
     for (int32_t i = 0; i <= picture.sub_images(); ++i) {
       w.picture_of[first + i] = static_cast<int32_t>(b);
     }
@@ -108,9 +110,10 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
       exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
     }
     ChooseScratch choose_scratch{};
-    const Cut cut = choose(group, keys, T, w.budgets[p], &choose_scratch);
-    call.output.counts[p] = list_kept(group, rules, picture, partition, keys, cut, w.kept + p * T,
-                                      raster(picture, p) ? w.row_counts + p * side : nullptr);
+    const Survey surveyed = survey(group, keys, T, &choose_scratch);
+    const Cut cut = choose(group, keys, T, w.budgets[p], surveyed, &choose_scratch);
+    call.output.counts[p] =
+        mark_kept(group, rules, picture, partition, keys, cut, w.budgets[p], w.kept + p * words);
   });
 
   sweep(pool, call.P, partition_bytes, [&](int64_t p) {
@@ -118,19 +121,20 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     const auto partition = static_cast<int32_t>(p - picture.first_partition);
     const int64_t first = picture.first_partition;
     const int64_t* counts = call.output.counts + first;
-    int32_t* shifts = nullptr;
-    if (raster(picture, p)) {
-      shifts = w.shifts + p * side;
-      raster_shifts(
-          group, picture, side, partition - 1,
-          w.row_counts + (first + 1 + (partition - 1) / picture.cols * picture.cols) * side,
-          counts + 1, shifts);
-    }
-    const int64_t base = base_row(picture, partition, counts, shifts != nullptr);
     int64_t* indices = call.output.indices;
-    for (int64_t i = 0; i < counts[partition]; ++i) {
-      const int32_t t = w.kept[p * T + i];
-      indices[base + i + (shifts != nullptr ? shifts[t / side] : 0)] = p * T + t;
+    int64_t row = base_row(picture, partition, counts, raster(picture, p));
+    int32_t y = -1, shift = 0;  // of the patch before
+    const uint32_t* mask = w.kept + p * words;
+    for (int32_t w0 = 0; w0 < words; ++w0) {
+      for (uint32_t left = mask[w0]; left != 0; left &= left - 1) {
+        const int32_t t = 32 * w0 + __builtin_ctz(left);
+        if (raster(picture, p) && t / side != y) {
+          y = t / side;
+          const int32_t c = (partition - 1) % picture.cols;
+          shift = row_shift(group, mask - c * words, words, side, picture.cols, c, y);
+        }
+        indices[shift + row++] = p * T + t;
+      }
     }
     if (partition > 0) return;
     for (int64_t i = filled_rows(picture, counts); i < picture.output_rows; ++i) {

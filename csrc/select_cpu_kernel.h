@@ -11,15 +11,13 @@
 namespace hired {
 
 struct Workspace {
-  int64_t key_stride;    // T, padded to whole vectors
-  uint32_t* keys;        // [P + B, key_stride] ordered keys: final layer, then initial layer
-  HeadSpace heads;       // of P + B rows, select_qk only
-  int32_t* kept;         // [P, T] kept patches of each partition, in index order
-  uint32_t* row_counts;  // [P, side] of them in each patch row
-  int32_t* shifts;       // [P, side]
-  int32_t* budgets;      // [P]
-  int32_t* picture_of;   // [P]
-  uint32_t* weights;     // [P], capacities and remainders too: a sub-image's at its partition
+  int64_t key_stride;   // T, padded to whole vectors
+  uint32_t* keys;       // [P + B, key_stride] ordered keys: final layer, then initial layer
+  HeadSpace heads;      // of P + B rows, select_qk only
+  uint32_t* kept;       // [P, mask_words(T)] kept patches of each partition, a bit each
+  int32_t* budgets;     // [P]
+  int32_t* picture_of;  // [P]
+  uint32_t* weights;    // [P], capacities and remainders too: a sub-image's at its partition
   int32_t* capacities;
   int64_t* remainders;
 };

@@ -22,8 +22,7 @@ DeviceWorkspace carve(const Call& call, bool from_keys, Arena* arena) {
   const int64_t score_rows = from_keys ? P + call.plan->init_rows : 0;
   DeviceWorkspace workspace{};
   workspace.probabilities = arena->take<float>(score_rows * call.H * T);
-  workspace.kept = arena->take<int32_t>(P * T);
-  workspace.row_counts = arena->take<uint32_t>(P * call.plan->rules.side);
+  workspace.kept = arena->take<uint32_t>(P * mask_words(static_cast<int32_t>(T)));
   workspace.budgets = arena->take<int32_t>(P);
   return workspace;
 }

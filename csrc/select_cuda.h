@@ -16,22 +16,29 @@ namespace hired {
 inline constexpr int kSmallBatch = 64;   // pictures of a launch within 4 KB of parameters
 inline constexpr int kLargeBatch = 512;  // the same within 32 KB, which sm_70 and later have
 
-// What a launch counts: zero before it, and left at zero by it.
-struct Counters {
-  uint32_t tickets;
-  uint32_t left;  // blocks that have finished
-  struct {
-    uint32_t heads_init, heads_final;  // head jobs done
-    uint32_t weighed;                  // 1 once its budgets are known
-    uint32_t chosen;                   // partitions whose list is known
-  } picture[kLargeBatch];
+// What is counted of one picture.
+struct PictureCounters {
+  uint32_t heads_init, heads_final;  // head jobs done
+  uint32_t weighed;                  // 1 once its budgets are known
+  uint32_t chosen;                   // partitions of which it is known what they keep
 };
+
+// What launches count: each finds its set at zero, and leaves the other at zero for the next one.
+// Nobody has to be the last to leave.
+struct Counters {
+  // Tickets drawn of this launch; in the highest bit, which of the sets is its own. The next launch
+  // finds the other bit alone.
+  uint32_t tickets;
+  uint32_t unused[31];  // what others wait for lies in other sectors
+  PictureCounters sets[2][kLargeBatch];
+};
+
+inline constexpr uint32_t kOtherSet = 0x80000000u;  // in Counters::tickets
 
 struct DeviceWorkspace {
   Counters* counters;
   float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer
-  int32_t* kept;         // [P, T]
-  uint32_t* row_counts;  // [P, side]
+  uint32_t* kept;        // [P, mask_words(T)], a bit a patch
   int32_t* budgets;      // [P]
 };
 
@@ -51,7 +58,7 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place);
 
 // Counters for launches on a stream: always the same for a stream, and no other stream's, also
 // where CUDA gives a new one the handle of one that was destroyed; new ones for each launch that a
-// graph captures, since a graph may run beside its stream. They live as long as the process, 8 KB
+// graph captures, since a graph may run beside its stream. They live as long as the process, 16 KB
 // each.
 Status find_counters(int device, void* stream, Counters** counters);
 

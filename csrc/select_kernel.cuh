@@ -6,7 +6,7 @@
 //   heads   (select_qk) one head of one score row: N dot products, softmax, T probabilities, which
 //           stand in the workspace as attention rows do in `select`
 //   weigh   one picture: scores of its full image at the initial layer, budgets of its partitions
-//   choose  one partition: scores at the final layer, its top-k as a list and as counts
+//   choose  one partition: scores at the final layer, its top-k as a mask
 //   gather  some kept tokens of one partition: their rows of the output, and the copy
 // A block does not take the job of its index but the next of the list, by a ticket that it draws
 // with atomicAdd as it starts.
@@ -17,10 +17,12 @@
 // tickets drawn, the lowest therefore waits for nobody and ends; so does the next, and so on. No
 // block waits for one that has not started.
 //
-// Counters return to zero: the last block to leave clears them for the next launch.
+// Counters come in two sets, which launches use in turn. Whoever draws the last ticket turns them
+// and clears the other set, which the launch before has used, for the one to come: no block waits
+// to leave.
 //
 // Bytes: every key or attention element once, every kept token read and written once; beside them
-// H * T probabilities a score row (select_qk), 2 * T words a partition, all within the L2.
+// H * T probabilities a score row (select_qk), T bits a partition, all within the L2.
 #pragma once
 
 #include "device.cuh"
@@ -84,18 +86,18 @@ __device__ __forceinline__ int32_t gather_jobs_before(const LaunchParams<kPictur
   return b * params.full_blocks + (partitions - b) * params.sub_blocks;
 }
 
-// Shared memory: attend()'s. Returns whether there was anything to do.
+// Shared memory: attend()'s.
 template <class Scalar, int kPictures>
-__device__ __forceinline__ bool heads_job(const LaunchParams<kPictures>& params, int32_t job,
-                                          char* shared, const BlockGroup& group) {
+__device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
+                                          PictureCounters* counters, char* shared,
+                                          const BlockGroup& group) {
   const bool init = job < params.init_jobs;
   if (!init) job -= params.init_jobs;
   const int32_t row = job / params.H, h = job % params.H;
   const int32_t p = params.first_partition + row;  // final layer
   const int32_t b = init ? row : picture_of_partition(params, p);
   const Picture& picture = params.pictures[b];
-  auto& counters = params.workspace.counters->picture[b];
-  if (init && picture.rest == 0) return false;  // nobody will ask
+  if (init && picture.rest == 0) return;  // nobody will ask
 
   const QueriesKeys& layer = init ? params.keys_init : params.keys_final;
   const int64_t call_picture = params.first_picture + b;
@@ -104,28 +106,28 @@ __device__ __forceinline__ bool heads_job(const LaunchParams<kPictures>& params,
   const int64_t score_row = init ? params.P + picture.init_row : p;
   attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
                  init ? params.key_lanes_init : params.key_lanes_final, index, h,
-                 params.rules.tokens, shared, group,
+                 params.rules.tokens, reinterpret_cast<float*>(shared), group,
                  params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
-  arrive(init ? &counters.heads_init : &counters.heads_final);
-  return true;
+  arrive(init ? &counters[b].heads_init : &counters[b].heads_final);
 }
 
-// keys [T] in shared memory of one score row, waiting for its heads if they are being computed.
+// keys [T] in shared memory of one score row, each thread its own, waiting for its heads if they
+// are being computed.
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params, int32_t b,
-                                          bool init, int64_t p, const BlockGroup& group,
-                                          uint32_t* keys) {
+                                          bool init, int64_t p,
+                                          [[maybe_unused]] PictureCounters* counters,
+                                          const BlockGroup& group, uint32_t* keys) {
   const int32_t H = params.H, T = params.rules.tokens;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;
   if constexpr (kFromKeys) {
-    auto& counters = params.workspace.counters->picture[b];
     const auto heads = static_cast<uint32_t>(H);
     if (init) {
-      wait_for(&counters.heads_init, heads, "heads_init", b);
+      wait_for(&counters[b].heads_init, heads, "heads_init", b);
     } else {
       const uint32_t all = heads * static_cast<uint32_t>(1 + picture.sub_images());
-      wait_for(&counters.heads_final, all, "heads_final", b);
+      wait_for(&counters[b].heads_final, all, "heads_final", b);
     }
     const int64_t row = init ? params.P + picture.init_row : p;
     score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
@@ -139,74 +141,68 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
 }
 
 // Shared memory: remainders, weights, capacities [R * C] and budgets [1 + R * C] at their largest,
-// ChooseScratch, keys [T].
+// ChooseScratch, mask [mask_words(T)], keys [T].
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params, int32_t b,
-                                          char* shared, const BlockGroup& group) {
+                                          PictureCounters* counters, char* shared,
+                                          const BlockGroup& group) {
   const Picture& picture = params.pictures[b];
   const int32_t n = picture.sub_images();
-  auto* remainders = reinterpret_cast<BlockGroup::Wide*>(shared);
+  auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
+  auto* remainders = reinterpret_cast<BlockGroup::Wide*>(choose_scratch + 1);
   auto* weights = reinterpret_cast<uint32_t*>(remainders + kMaxSubImages);
   auto* capacities = reinterpret_cast<int32_t*>(weights + kMaxSubImages);
   int32_t* budgets = capacities + kMaxSubImages;
-  auto* choose_scratch = reinterpret_cast<ChooseScratch*>(budgets + kMaxSubImages + 1);
-  auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
+  auto* mask = reinterpret_cast<uint32_t*>(budgets + kMaxSubImages + 1);
+  uint32_t* keys = mask + mask_words(params.rules.tokens);
   if (picture.rest > 0) {
-    score_row<Scalar, kFromKeys>(params, b, /*init=*/true, 0, group, keys);
+    score_row<Scalar, kFromKeys>(params, b, /*init=*/true, 0, counters, group, keys);
   }
-  allocate(group, params.rules, picture, keys, choose_scratch, {weights, capacities, remainders},
-           budgets);
-  group.sync();
+  allocate(group, params.rules, picture, keys, choose_scratch,
+           {weights, capacities, remainders, mask}, budgets);
   for (int32_t i = group.rank(); i <= n; i += group.size()) {
     params.workspace.budgets[picture.first_partition + i] = budgets[i];
   }
-  arrive(&params.workspace.counters->picture[b].weighed);
+  arrive(&counters[b].weighed);
 }
 
-// Shared memory: ChooseScratch, row counts [side], keys [T].
+// Shared memory: ChooseScratch, keys [T].
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params, int32_t p,
-                                           char* shared, const BlockGroup& group) {
+                                           PictureCounters* counters, char* shared,
+                                           const BlockGroup& group) {
   const Rules& rules = params.rules;
   const int32_t T = rules.tokens, side = rules.side;
   const int32_t b = picture_of_partition(params, p);
   const Picture& picture = params.pictures[b];
   const int32_t partition = p - picture.first_partition;
-  auto& counters = params.workspace.counters->picture[b];
   auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
-  auto* row_counts = reinterpret_cast<uint32_t*>(choose_scratch + 1);
-  uint32_t* keys = row_counts + side;
-  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, group, keys);
+  auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
+  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
   if (rules.policy == Policy::kExact && partition > 0 && !is_whole(picture, side)) {
     exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
   }
+  const Survey surveyed = survey(group, keys, T, choose_scratch);
   int32_t budget = picture.full_budget;
   if (partition > 0) {
-    wait_for(&counters.weighed, 1, "weighed", b);
+    wait_for(&counters[b].weighed, 1, "weighed", b);
     budget = load_fresh(params.workspace.budgets + p);
   }
-  const Cut cut = choose(group, keys, T, budget, choose_scratch);
-  const bool raster = rules.order == Order::kRaster && partition > 0;
-  const int32_t count =
-      list_kept(group, rules, picture, partition, keys, cut, params.workspace.kept + int64_t{p} * T,
-                raster ? row_counts : nullptr);
-  group.sync();
-  if (raster) {
-    for (int32_t y = group.rank(); y < side; y += group.size()) {
-      params.workspace.row_counts[int64_t{p} * side + y] = row_counts[y];
-    }
-  }
+  const Cut cut = choose(group, keys, T, budget, surveyed, choose_scratch);
+  const int32_t count = mark_kept(group, rules, picture, partition, keys, cut, budget,
+                                  params.workspace.kept + int64_t{p} * mask_words(T));
   if (group.rank() == 0) params.output.counts[p] = count;
-  arrive(&counters.chosen);
+  arrive(&counters[b].chosen);
 }
 
-// Shared memory: counts [1 + R * C], shifts [side], row counts [C, side] of the sub-images in the
-// same row of the grid.
+// Shared memory: masks [C, mask_words(T)] of the sub-images in the same row of the grid (or of the
+// partition alone), counts [1 + R * C].
 template <int kPictures>
 __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params, int32_t job,
-                                           char* shared, const BlockGroup& group) {
+                                           PictureCounters* counters, char* shared,
+                                           const BlockGroup& group) {
   const Rules& rules = params.rules;
-  const int32_t T = rules.tokens, side = rules.side;
+  const int32_t T = rules.tokens, side = rules.side, words = mask_words(T);
   int32_t b = 0, high = params.count - 1;
   while (b < high) {
     const int32_t middle = (b + high + 1) / 2;
@@ -225,31 +221,24 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t chunk = full ? job : job % params.sub_blocks;
   const int32_t chunks = full ? params.full_blocks : params.sub_blocks;
   const int32_t p = picture.first_partition + partition;
-
-  wait_for(&params.workspace.counters->picture[b].chosen, static_cast<uint32_t>(1 + n), "chosen",
-           b);
-  auto* counts = reinterpret_cast<int64_t*>(shared);
-  auto* shifts = reinterpret_cast<int32_t*>(counts + n + 1);
-  auto* row_counts = reinterpret_cast<uint32_t*>(shifts + side);
-  for (int32_t i = group.rank(); i <= n; i += group.size()) {
-    counts[i] = load_fresh(params.output.counts + picture.first_partition + i);
-  }
   const bool raster = rules.order == Order::kRaster && partition > 0;
-  if (raster) {
-    const int32_t band = (partition - 1) / picture.cols * picture.cols;
-    const uint32_t* source =
-        params.workspace.row_counts + int64_t{picture.first_partition + 1 + band} * side;
-    for (int32_t i = group.rank(); i < picture.cols * side; i += group.size()) {
-      row_counts[i] = load_fresh(source + i);
-    }
-    group.sync();
-    raster_shifts(group, picture, side, partition - 1, row_counts, counts + 1, shifts);
+  const int32_t C = raster ? picture.cols : 1, c = raster ? (partition - 1) % C : 0;
+
+  // Masks and the low words of counts, with one trip to memory for both.
+  auto* masks = reinterpret_cast<uint32_t*>(shared);
+  const uint32_t* counts = masks + C * words;
+  const uint32_t* mask_source = params.workspace.kept + int64_t{p - c} * words;
+  const auto* count_source =
+      reinterpret_cast<const uint32_t*>(params.output.counts + picture.first_partition);
+  wait_for(&counters[b].chosen, static_cast<uint32_t>(1 + n), "chosen", b);
+  for (int32_t i = group.rank(); i < C * words + 1 + n; i += group.size()) {
+    const int32_t counted = i - C * words;
+    masks[i] = load_fresh(counted < 0 ? mask_source + i : count_source + 2 * counted);
   }
   group.sync();
 
-  const WarpGroup warp;
-  const int32_t warps = group.size() / kWarp;
-  const int32_t first = chunk * warps + group.rank() / kWarp, step = chunks * warps;
+  const WarpGroup warp = group.team();
+  const int32_t first = chunk * group.teams() + group.team_index(), step = chunks * group.teams();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
   auto* tokens = static_cast<char*>(params.output.tokens);
@@ -258,10 +247,11 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
     gather_row(warp, token, features.row_bytes, tokens + row * features.row_bytes);
   };
   const int64_t base = base_row(picture, partition, counts, raster);
-  const int32_t* kept = params.workspace.kept + int64_t{p} * T;
-  for (int32_t i = first; i < counts[partition]; i += step) {
-    const int32_t t = load_fresh(kept + i);
-    write(base + i + (raster ? shifts[t / side] : 0), int64_t{p} * T + t,
+  const auto kept = static_cast<int32_t>(counts[partition]);
+  for (int32_t i = first; i < kept; i += step) {
+    const int32_t t = kept_patch(warp, masks + c * words, words, i);
+    const int32_t shift = raster ? row_shift(warp, masks, words, side, C, c, t / side) : 0;
+    write(base + i + shift, int64_t{p} * T + t,
           token_at(source, features.stride_p_bytes, features.stride_t_bytes, p, t));
   }
   if (partition > 0) return;
@@ -270,44 +260,44 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   }
 }
 
-// Every block: draw a ticket, do that job, leave; the last to leave clears the counters.
+// Turns the sets of counters for the next launch: by the block that has drawn the last ticket, so
+// that nobody draws one any more.
+__device__ __forceinline__ void turn(Counters* counters, uint32_t set, const BlockGroup& group) {
+  if (group.rank() == 0) counters->tickets = set ^ kOtherSet;
+  auto* other = reinterpret_cast<uint4*>(counters->sets[set == 0 ? 1 : 0]);
+  static_assert(sizeof(PictureCounters) == sizeof(uint4));
+  for (int i = group.rank(); i < kLargeBatch; i += group.size()) other[i] = make_uint4(0, 0, 0, 0);
+}
+
+// Every block: draw a ticket, do that job.
 template <class Scalar, bool kFromKeys, int kPictures>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     select_kernel(const HIRED_GRID_CONSTANT LaunchParams<kPictures> params) {
   char* shared = shared_memory();
   auto* ticket = reinterpret_cast<uint32_t*>(shared);
   const BlockGroup group(ticket + 4);
-  shared += 16 + kMaxWarps * sizeof(uint32_t);
-  Counters& counters = *params.workspace.counters;
-  if (threadIdx.x == 0) {
-    *ticket = atomicAdd(&counters.tickets, 1u);
+  shared += (4 + BlockGroup::kScratch) * sizeof(uint32_t);
+  Counters* all = params.workspace.counters;
+  if (threadIdx.x == 0) *ticket = atomicAdd(&all->tickets, 1u);
+  __syncthreads();
+  const uint32_t set = *ticket & kOtherSet;
+  auto job = static_cast<int32_t>(*ticket & ~kOtherSet);
 #ifdef HIRED_SPIN_LIMIT
-    if (*ticket >= gridDim.x) give_up("tickets", 0, *ticket, gridDim.x - 1);
+  if (threadIdx.x == 0 && (*ticket & ~kOtherSet) >= gridDim.x) {
+    give_up("tickets", 0, *ticket & ~kOtherSet, gridDim.x - 1);
+  }
 #endif
-  }
-  __syncthreads();
-  auto job = static_cast<int32_t>(*ticket);
+  if (job == static_cast<int32_t>(gridDim.x) - 1) turn(all, set, group);
+  PictureCounters* counters = all->sets[set == 0 ? 0 : 1];
   const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
-  bool arrived = true;
   if (job < heads) {
-    if constexpr (kFromKeys) arrived = heads_job<Scalar>(params, job, shared, group);
+    if constexpr (kFromKeys) heads_job<Scalar>(params, job, counters, shared, group);
   } else if ((job -= heads) < params.count) {
-    weigh_job<Scalar, kFromKeys>(params, job, shared, group);
+    weigh_job<Scalar, kFromKeys>(params, job, counters, shared, group);
   } else if ((job -= params.count) < params.partitions) {
-    choose_job<Scalar, kFromKeys>(params, params.first_partition + job, shared, group);
+    choose_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
   } else {
-    gather_job(params, job - params.partitions, shared, group);
-    arrived = false;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    if (arrived) __threadfence();  // its counter grows before `left` does
-    if (atomicAdd(&counters.left, 1u) == gridDim.x - 1) {
-      __threadfence();
-      for (int32_t b = 0; b < params.count; ++b) counters.picture[b] = {};
-      counters.tickets = 0;
-      counters.left = 0;
-    }
+    gather_job(params, job - params.partitions, counters, shared, group);
   }
 }
 

@@ -24,13 +24,12 @@ inline int32_t blocks_for(int64_t rows, int32_t threads) {
   return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
 }
 
-inline size_t shared_bytes(const Call& call, int64_t N, int64_t Dh, int32_t columns) {
-  const int64_t T = call.plan->rules.tokens, side = call.plan->rules.side;
-  const int64_t words = sizeof(uint32_t), choose = sizeof(ChooseScratch);
-  const int64_t weigh = kMaxSubImages * 8 + (3 * kMaxSubImages + 1) * words + choose + T * words;
-  const int64_t choice = choose + (side + T) * words;
-  const int64_t gather = (1 + kMaxSubImages) * 8 + (1 + columns) * side * words;
-  return 16 + kMaxWarps * words + std::max({head_bytes(N, Dh), weigh, choice, gather});
+inline size_t shared_bytes(const Call& call, int64_t N, int32_t columns) {
+  const int64_t T = call.plan->rules.tokens, mask = mask_words(call.plan->rules.tokens);
+  const int64_t words = sizeof(uint32_t), choice = sizeof(ChooseScratch) + T * words;
+  const int64_t weigh = choice + (4 * kMaxSubImages + 1 + mask) * words;
+  const int64_t gather = (std::max(1, columns) * mask + 1 + kMaxSubImages) * words;
+  return (4 + BlockGroup::kScratch) * words + std::max({head_bytes(N), weigh, gather});
 }
 
 template <class Scalar, int kPictures>
@@ -121,7 +120,7 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   return cuda_status(
       cudaLaunchKernel(select_kernel<Scalar, kKeys, kPictures>, dim3(static_cast<unsigned>(jobs)),
                        dim3(static_cast<unsigned>(place.threads)), arguments,
-                       shared_bytes(call, params.N, params.Dh, columns),
+                       shared_bytes(call, params.N, columns),
                        static_cast<cudaStream_t>(place.stream)),
       "the kernel to start");
 }

@@ -8,110 +8,114 @@
 #include "../group.h"
 #include "../picture.h"
 #include "choose.h"
+#include "place.h"
 #include "region.h"
 
 namespace hired {
 inline namespace HIRED_ISA {
 
-// weights [R * C]: how many of the patches that `cut` keeps of the full image's initial-layer keys
-// [T] fall to each sub-image; by regions under `exact`, by contiguous runs under `published`.
+// weights [R * C]: how many of the full image's kept patches fall to each sub-image; by regions
+// under `exact`, by contiguous runs under `published`. mask: those that are best at the initial
+// layer.
 template <class Group>
 HIRED_FN void count_weights(const Group& group, const Rules& rules, const Picture& picture,
-                            const uint32_t* keys, const Cut& cut, uint32_t* weights) {
+                            const uint32_t* mask, uint32_t* weights) {
+  const auto team = group.team();
   const int32_t n = picture.sub_images();
-  for (int32_t i = group.rank(); i < n; i += group.size()) weights[i] = 0;
-  group.sync();
-  const int32_t run = rules.tokens / n;
-  for (int32_t t = group.rank(); t < rules.tokens; t += group.size()) {
-    if (!cut.keeps(keys[t], t)) continue;
-    const bool runs = rules.policy == Policy::kPublished;
-    group.add(&weights[runs ? t / run : sub_image_of<typename Group::Wide>(picture, rules.side, t)],
-              1);
+  for (int32_t i = group.team_index(); i < n; i += group.teams()) {
+    uint32_t kept = 0;
+    if (rules.policy == Policy::kPublished) {
+      const int32_t run = rules.tokens / n, end = (i + 1) * run;
+      for (int32_t t = i * run + 32 * team.rank(); t < end; t += 32 * team.size()) {
+        kept += kept_between(mask, t, t + 32 < end ? t + 32 : end);
+      }
+    } else {
+      const Box box = full_image_box<typename Group::Wide>(picture, rules.side, i);
+      for (int32_t y = box.y0 + team.rank(); y < box.y1; y += team.size()) {
+        kept += kept_between(mask, y * rules.side + box.x0, y * rules.side + box.x1);
+      }
+    }
+    kept = team.sum(kept);
+    if (team.rank() == 0) weights[i] = kept;
   }
   group.sync();
 }
 
-// What the members of a group share while they allocate; [R * C] each.
+// What the members of a group share while they allocate.
 template <class Wide>
 struct AllocateScratch {
-  uint32_t* weights;
-  int32_t* capacities;
-  Wide* remainders;
+  uint32_t* weights;    // [R * C]
+  int32_t* capacities;  // [R * C]
+  Wide* remainders;     // [R * C]
+  uint32_t* mask;       // [mask_words(T)]
 };
 
 // Largest remainder under capacity: shares [n] part `rest` by `weights` [n]; where shares,
 // remainders included, exceed their capacity, all such are fixed at it and what remains is parted
 // afresh among the others. `rest` is at most the sum of the capacities. A picture has few
-// sub-images, so every member walks over all of them rather than wait for a reduction; at most n
-// rounds.
-template <class Group>
-HIRED_FN void share_out(const Group& group, typename Group::Wide rest, int32_t n,
-                        const uint32_t* weights, const int32_t* capacities, int32_t* shares,
-                        typename Group::Wide* remainders) {
-  using Wide = typename Group::Wide;
+// sub-images, so one team does it, without barriers; at most n rounds.
+template <class Wide, class Team>
+HIRED_FN void share_out(const Team& team, Wide rest, int32_t n, const uint32_t* weights,
+                        const int32_t* capacities, int32_t* shares, Wide* remainders) {
   constexpr Wide kFixed = -1;  // in place of a remainder
-  for (int32_t i = group.rank(); i < n; i += group.size()) remainders[i] = shares[i] = 0;
-  group.sync();
+  for (int32_t i = team.rank(); i < n; i += team.size()) remainders[i] = shares[i] = 0;
   for (;;) {
     Wide weight_sum = 0, capacity_sum = 0;
-    for (int32_t i = 0; i < n; ++i) {
+    for (int32_t i = team.rank(); i < n; i += team.size()) {
       if (remainders[i] == kFixed) continue;
       weight_sum += static_cast<Wide>(weights[i]);
       capacity_sum += capacities[i];
     }
-    const Wide sum = weight_sum > 0 ? weight_sum : capacity_sum;
+    weight_sum = team.sum(weight_sum);
+    const Wide sum = weight_sum > 0 ? weight_sum : team.sum(capacity_sum);
     if (sum == 0) return;  // nothing left to share, and nobody left to take it
-    group.sync();
-    for (int32_t i = group.rank(); i < n; i += group.size()) {
+    Wide shared = 0;
+    for (int32_t i = team.rank(); i < n; i += team.size()) {
       if (remainders[i] == kFixed) continue;
       const Wide product = rest * (weight_sum > 0 ? static_cast<Wide>(weights[i]) : capacities[i]);
       shares[i] = static_cast<int32_t>(product / sum);
       remainders[i] = product % sum;
+      shared += shares[i];
     }
-    group.sync();
-    Wide left = rest;
-    for (int32_t i = 0; i < n; ++i) left -= remainders[i] == kFixed ? 0 : shares[i];
-    group.sync();
-    for (int32_t i = group.rank(); i < n; i += group.size()) {
+    const Wide left = rest - team.sum(shared);
+    team.sync();
+    int32_t over = 0;  // own shares that exceed their capacity
+    Wide taken = 0;    // and those capacities
+    for (int32_t i = team.rank(); i < n; i += team.size()) {
       if (remainders[i] == kFixed) continue;
       Wide ahead = 0;  // ties to the lower index
       for (int32_t j = 0; j < n; ++j) {
         ahead += remainders[j] > remainders[i] || (remainders[j] == remainders[i] && j < i);
       }
       shares[i] += ahead < left;
+      over += shares[i] > capacities[i];
+      taken += shares[i] > capacities[i] ? capacities[i] : 0;
     }
-    group.sync();
-    bool overflow = false;
-    for (int32_t i = 0; i < n; ++i) {
-      if (remainders[i] == kFixed || shares[i] <= capacities[i]) continue;
-      overflow = true;
-      rest -= capacities[i];
-    }
-    if (!overflow) return;
-    group.sync();
-    for (int32_t i = group.rank(); i < n; i += group.size()) {
+    if (team.sum(over) == 0) return;
+    rest -= team.sum(taken);
+    team.sync();
+    for (int32_t i = team.rank(); i < n; i += team.size()) {
       if (remainders[i] == kFixed || shares[i] <= capacities[i]) continue;
       shares[i] = capacities[i];
       remainders[i] = kFixed;
     }
-    group.sync();
   }
 }
 
 // The published budgets: each product rounded to float32 twice and truncated; the remainder is
 // lost.
-template <class Group>
-HIRED_FN void share_out_published(const Group& group, int32_t rest, int32_t n, int32_t T,
+template <class Team>
+HIRED_FN void share_out_published(const Team& team, int32_t rest, int32_t n, int32_t T,
                                   const uint32_t* weights, int32_t* shares) {
   uint32_t sum = 0;
   for (int32_t i = 0; i < n; ++i) sum += weights[i];
-  for (int32_t i = group.rank(); i < n; i += group.size()) {
+  for (int32_t i = team.rank(); i < n; i += team.size()) {
     const float weight = static_cast<float>(weights[i]) / static_cast<float>(sum);
     const float share = weight * static_cast<float>(rest);
     shares[i] = share < static_cast<float>(T) ? static_cast<int32_t>(share) : T;
   }
-  group.sync();
-  if (group.rank() == 0) {
+  team.sync();
+  if (team.rank() == 0) {
     // Rounding up may overrun `rest` where it is beyond 2^22 tokens; the output has no row for
     // that.
     int32_t left = rest;
@@ -120,7 +124,6 @@ HIRED_FN void share_out_published(const Group& group, int32_t rest, int32_t n, i
       left -= shares[i];
     }
   }
-  group.sync();
 }
 
 // budgets [1 + R * C]: what each partition keeps (under `published`, before the crop). keys [T] are
@@ -136,17 +139,24 @@ HIRED_FN void allocate(const Group& group, const Rules& rules, const Picture& pi
     group.sync();
     return;
   }
-  const Cut cut = choose(group, keys, rules.tokens, rules.counted, choose_scratch);
-  count_weights(group, rules, picture, keys, cut, scratch.weights);
-  if (rules.policy == Policy::kPublished) {
-    share_out_published(group, picture.rest, n, rules.tokens, scratch.weights, budgets + 1);
-    return;
-  }
   for (int32_t i = group.rank(); i < n; i += group.size()) {
     scratch.capacities[i] = sub_image_box(picture, rules.side, i).area();
   }
-  share_out(group, picture.rest, n, scratch.weights, scratch.capacities, budgets + 1,
-            scratch.remainders);
+  const Survey surveyed = survey(group, keys, rules.tokens, choose_scratch);
+  const Cut cut = choose(group, keys, rules.tokens, rules.counted, surveyed, choose_scratch);
+  group.mark(rules.tokens, [&](int32_t t) { return cut.keeps(keys[t], t); }, scratch.mask);
+  group.sync();
+  count_weights(group, rules, picture, scratch.mask, scratch.weights);
+  if (group.team_index() == 0) {
+    if (rules.policy == Policy::kPublished) {
+      share_out_published(group.team(), picture.rest, n, rules.tokens, scratch.weights,
+                          budgets + 1);
+    } else {
+      share_out<typename Group::Wide>(group.team(), picture.rest, n, scratch.weights,
+                                      scratch.capacities, budgets + 1, scratch.remainders);
+    }
+  }
+  group.sync();
 }
 
 }  // namespace HIRED_ISA

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which row of the output a kept patch takes: the full image's in index order, then the sub-images'
-// one after the other, or in raster order over the assembled grid, as LLaVA-NeXT packs them. A
-// partition needs to know of the others only how many patches they keep, in all or a patch row.
+// What a partition keeps, as a mask of T bits, and which row of the output each kept patch takes:
+// the full image's in index order, then the sub-images' one after the other, or in raster order
+// over the assembled grid, as LLaVA-NeXT packs them. Positions are counts of bits, so that masks
+// are all that partitions have to know of each other: 72 bytes of one with 576 patches.
 #pragma once
 
+#include "../bits.h"
 #include "../group.h"
 #include "../picture.h"
 #include "choose.h"
@@ -13,66 +15,85 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// kept: the partition's kept patches in index order; row_counts [side]: how many of them in each
-// patch row, unless null. partition 0 is the full image. Returns their number.
+// mask [mask_words(T)]: what the partition keeps by a cut that keeps k. partition 0 is the full
+// image. Returns their number.
 template <class Group>
-HIRED_FN int32_t list_kept(const Group& group, const Rules& rules, const Picture& picture,
-                           int32_t partition, const uint32_t* keys, const Cut& cut, int32_t* kept,
-                           uint32_t* row_counts) {
+HIRED_FN int32_t mark_kept(const Group& group, const Rules& rules, const Picture& picture,
+                           int32_t partition, const uint32_t* keys, const Cut& cut, int32_t k,
+                           uint32_t* mask) {
   const int32_t side = rules.side;
   // Under `published` padding takes part in the choice, and is dropped from what was chosen.
-  const bool drop = rules.policy == Policy::kPublished && partition > 0 && !is_whole(picture, side);
-  const Box box = drop ? sub_image_box(picture, side, partition - 1) : Box{};
-  if (row_counts != nullptr) {
-    for (int32_t y = group.rank(); y < side; y += group.size()) row_counts[y] = 0;
-    group.sync();
+  if (rules.policy == Policy::kPublished && partition > 0 && !is_whole(picture, side)) {
+    const Box box = sub_image_box(picture, side, partition - 1);
+    const uint32_t marked = group.mark(
+        rules.tokens,
+        [&](int32_t t) { return cut.keeps(keys[t], t) && box.holds(t / side, t % side); }, mask);
+    uint32_t all;
+    group.exclusive_sum(marked, &all);
+    return static_cast<int32_t>(all);
   }
-  return compact(
-      group, rules.tokens,
-      [&](int32_t t) { return cut.keeps(keys[t], t) && (!drop || box.holds(t / side, t % side)); },
-      [&](int32_t t, int32_t position) {
-        kept[position] = t;
-        if (row_counts != nullptr) group.add(&row_counts[t / side], 1);
-      });
+  group.mark(rules.tokens, [&](int32_t t) { return cut.keeps(keys[t], t); }, mask);
+  return k;
 }
 
-// shifts [side]: what is added to a patch's position in its sub-image to give its place among all
-// kept patches of the sub-images in raster order. row_counts [C, side] are those of the sub-images
-// in the same row of the grid, counts [R * C].
-template <class Group>
-HIRED_FN void raster_shifts(const Group& group, const Picture& picture, int32_t side,
-                            int32_t sub_image, const uint32_t* row_counts, const int64_t* counts,
-                            int32_t* shifts) {
-  const int32_t C = picture.cols, r = sub_image / C, c = sub_image % C;
-  uint32_t passed = 0;
-  for (int32_t i = 0; i < r * C; ++i) passed += static_cast<uint32_t>(counts[i]);
-  for (int32_t base = 0; base < side; base += group.size()) {
-    const int32_t y = base + group.rank();
-    uint32_t left = 0, others = 0;  // kept in patch row y: left of this sub-image; beside it
-    for (int32_t j = 0; j < C && y < side; ++j) {
-      const uint32_t count = j == c ? 0 : row_counts[int64_t{j} * side + y];
-      others += count;
-      left += j < c ? count : 0;
-    }
-    uint32_t total;
-    const uint32_t above = passed + group.exclusive_sum(others, &total);
-    if (y < side) shifts[y] = static_cast<int32_t>(above + left);
-    passed += total;
+// How many of the patches [begin, end) are kept.
+HIRED_FN uint32_t kept_between(const uint32_t* mask, int32_t begin, int32_t end) {
+  uint32_t kept = 0;
+  for (int32_t first = begin / 32 * 32; first < end; first += 32) {
+    const uint32_t before = first < begin ? low_bits(begin - first) : 0;
+    kept += popcount(mask[first / 32] & low_bits(end - first) & ~before);
   }
-  group.sync();
+  return kept;
+}
+
+// The i-th kept patch of mask [words].
+template <class Team>
+HIRED_FN int32_t kept_patch(const Team& team, const uint32_t* mask, int32_t words, int32_t i) {
+  uint32_t passed = 0;
+  for (int32_t base = 0;; base += team.size()) {
+    const int32_t w = base + team.rank();
+    const uint32_t word = w < words ? mask[w] : 0;
+    const uint32_t kept = popcount(word);
+    uint32_t total;
+    const uint32_t skipped = static_cast<uint32_t>(i) - passed - team.exclusive_sum(kept, &total);
+    passed += total;
+    if (static_cast<uint32_t>(i) >= passed) continue;
+    return team.from(skipped < kept, 32 * w + nth_bit(word, skipped));
+  }
+}
+
+// What is added to the position of patches in row y of sub-image (r, c), among those that it keeps,
+// to give their place among all kept patches of the r-th row of the grid in raster order. masks
+// [C, words] are those of that row.
+template <class Team>
+HIRED_FN int32_t row_shift(const Team& team, const uint32_t* masks, int32_t words, int32_t side,
+                           int32_t C, int32_t c, int32_t y) {
+  uint32_t ahead = 0;  // in the other sub-images: rows above, and row y where they lie to the left
+  for (int32_t j = 0; j < C; ++j) {
+    const int32_t end = j == c ? 0 : (j < c ? y + 1 : y) * side;
+    for (int32_t w = team.rank(); 32 * w < end; w += team.size()) {
+      ahead += popcount(masks[j * words + w] & low_bits(end - 32 * w));
+    }
+  }
+  return static_cast<int32_t>(team.sum(ahead));
 }
 
 // The output row from which a partition's kept patches count: to it, a patch adds its position in
 // the partition and, where `raster`, the shift of its patch row. counts [1 + R * C].
-HIRED_FN int64_t base_row(const Picture& picture, int32_t partition, const int64_t* counts,
+template <class Count>
+HIRED_FN int64_t base_row(const Picture& picture, int32_t partition, const Count* counts,
                           bool raster) {
+  const int32_t before = partition == 0 ? 0
+                         : raster       ? 1 + (partition - 1) / picture.cols * picture.cols
+                                        : partition;
   int64_t row = picture.first_row;
-  for (int32_t i = 0; i < (raster ? 1 : partition); ++i) row += counts[i];
+  for (int32_t i = 0; i < before; ++i) row += counts[i];
   return row;
 }
 
 // Rows of the output that a picture fills; what it owns beyond them (`published` only) is empty.
-HIRED_FN int64_t filled_rows(const Picture& picture, const int64_t* counts) {
+template <class Count>
+HIRED_FN int64_t filled_rows(const Picture& picture, const Count* counts) {
   int64_t filled = 0;
   for (int32_t i = 0; i <= picture.sub_images(); ++i) filled += counts[i];
   return filled;

@@ -34,20 +34,29 @@ HIRED_FN bool is_whole(const Picture& picture, int32_t side) {
          picture.right - picture.left == picture.cols * side;
 }
 
-// Which of `parts` sub-images along one axis the centre of patch i of the full image lies in, where
-// the full image shows [low, high) of the assembled axis.
+// Patch i of the full image lies in part (2 * side * low + (2 * i + 1) * (high - low)) / (2 *
+// side^2) along one axis, rounded down and no more than the last, where the full image shows [low,
+// high) of the assembled axis, low < high. This is the first patch in part `part` or a later one.
 template <class Wide>
-HIRED_FN int32_t part_of(int32_t i, int32_t side, int32_t low, int32_t high, int32_t parts) {
-  const Wide centre = Wide{2} * side * low + (Wide{2} * i + 1) * (high - low);
-  const auto part = static_cast<int32_t>(centre / (Wide{2} * side * side));
-  return part < parts ? part : parts - 1;
+HIRED_FN int32_t first_in_part(int32_t part, int32_t side, int32_t low, int32_t high) {
+  const Wide before = Wide{2} * side * (Wide{side} * part - low);
+  if (before <= 0) return 0;
+  // 2 * i + 1 >= before / (high - low), rounded up
+  const Wide odd = (before + (high - low) - 1) / (high - low);
+  return odd / 2 < side ? static_cast<int32_t>(odd / 2) : side;
 }
 
+// The patches of the full image whose centres lie in a sub-image.
 template <class Wide>
-HIRED_FN int32_t sub_image_of(const Picture& picture, int32_t side, int32_t t) {
-  const int32_t r = part_of<Wide>(t / side, side, picture.top, picture.bottom, picture.rows);
-  const int32_t c = part_of<Wide>(t % side, side, picture.left, picture.right, picture.cols);
-  return r * picture.cols + c;
+HIRED_FN Box full_image_box(const Picture& picture, int32_t side, int32_t sub_image) {
+  const int32_t r = sub_image / picture.cols, c = sub_image % picture.cols;
+  const auto first = [&](int32_t part, int32_t parts, int32_t low, int32_t high) {
+    return part < parts ? first_in_part<Wide>(part, side, low, high) : side;
+  };
+  return {first(r, picture.rows, picture.top, picture.bottom),
+          first(r + 1, picture.rows, picture.top, picture.bottom),
+          first(c, picture.cols, picture.left, picture.right),
+          first(c + 1, picture.cols, picture.left, picture.right)};
 }
 
 }  // namespace HIRED_ISA

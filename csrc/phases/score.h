@@ -13,30 +13,53 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// keys [T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits on every backend.
+// keys [T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits on every backend. A member
+// leaves its own keys, which others may read once the group has met.
+//
+// Elements of kAhead heads and kColumns patches are fetched before the first is looked at, and
+// without a condition, for which addresses stop at the last head and patch: one trip to memory for
+// all of them. (A load under a condition, or a conversion behind each, and the compiler waits.)
 template <class Group, class Scalar>
 HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
                               int64_t stride_t, int64_t H, int32_t T, uint32_t* keys) {
-  constexpr int kWidth = Group::kWidth;
-  for (int32_t t = group.rank() * kWidth; t < T; t += group.size() * kWidth) {
-    const int n = T - t < kWidth ? T - t : kWidth;
-    const Scalar* column = attention + t * stride_t;
-    typename Group::Lane sum = group.load(column, stride_t, n);
-    for (int64_t h = 1; h < H; h += Group::kAhead) {
-      typename Group::Lane ahead[Group::kAhead];
+  constexpr int kWidth = Group::kWidth, kAhead = Group::kAhead, kColumns = Group::kColumns;
+  const int32_t step = group.size() * kWidth;
+  for (int32_t first = group.rank() * kWidth; first < T; first += kColumns * step) {
+    const int n = T - first < kWidth ? T - first : kWidth;
+    const Scalar* next[kColumns];
+    typename Group::Lane sums[kColumns];
+    HIRED_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int32_t t = first + j * step;
+      next[j] = attention + (t < T ? t : first) * stride_t;
+      sums[j] = typename Group::Lane{};
+    }
+    for (int64_t h = 0; h < H; h += kAhead) {
+      typename Group::template Raw<Scalar> ahead[kAhead][kColumns];
       HIRED_UNROLL
-      for (int j = 0; j < Group::kAhead; ++j) {
-        ahead[j] = h + j < H ? group.load(column + (h + j) * stride_h, stride_t, n)
-                             : typename Group::Lane{};
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t stride = h + i + 1 < H ? stride_h : 0;
+        HIRED_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          ahead[i][j] = group.fetch(next[j], stride_t, n);
+          next[j] += stride;
+        }
       }
+      group.together(ahead);
       HIRED_UNROLL
-      for (int j = 0; j < Group::kAhead; ++j) {
-        if (h + j < H) sum += ahead[j];
+      for (int i = 0; i < kAhead; ++i) {
+        HIRED_UNROLL
+        for (int j = 0; j < kColumns; ++j) {
+          if (h + i < H) sums[j] += group.widen(ahead[i][j]);
+        }
       }
     }
-    for (int i = 0; i < n; ++i) keys[t + i] = ordered_key(group.lane(sum, i));
+    HIRED_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int32_t t = first + j * step;
+      for (int i = 0; i < n && t < T; ++i) keys[t + i] = ordered_key(group.lane(sums[j], i));
+    }
   }
-  group.sync();
 }
 
 // e^x for x <= 0 within 1 ulp or two, denormal results included; NaN for NaN. 2^n comes in two
@@ -65,19 +88,30 @@ HIRED_FN Lane exp_nonpositive(Lane x) {
          bit_cast<Lane>(LaneWord((127u - rest) << 23));
 }
 
-// scores [T], padded to whole lanes: adds one head's softmax of logits [N], taking its last T.
-// logits are padded with -inf to whole lanes, and once more; they are left as e^(x - max).
+// The largest of this member's logits [N], lane by lane, padded with -inf to whole lanes. NaN is
+// passed over: it shows in the sum.
 template <class Group>
-HIRED_FN void add_softmax(const Group& group, float* logits, int64_t N, int32_t T, bool first,
-                          float* scores) {
+HIRED_FN typename Group::Lane largest_of(const Group& group, const float* logits, int64_t N) {
   using Lane = typename Group::Lane;
-  constexpr int kWidth = Group::kWidth;
-  const int64_t start = int64_t{group.rank()} * kWidth, step = int64_t{group.size()} * kWidth;
   Lane largest = Lane{} - INFINITY;
-  for (int64_t i = start; i < N; i += step) {
+  for (int64_t i = int64_t{group.rank()} * Group::kWidth; i < N;
+       i += int64_t{group.size()} * Group::kWidth) {
     const Lane x = group.load(logits + i);
     largest = x > largest ? x : largest;
   }
+  return largest;
+}
+
+// scores [T], padded to whole lanes: adds one head's softmax of logits [N], taking its last T.
+// largest: of all logits, spread over members and lanes in any way. logits, which members may have
+// written for each other, are padded with -inf to whole lanes, and once more; they are left as
+// e^(x - max).
+template <class Group>
+HIRED_FN void add_softmax(const Group& group, const typename Group::Lane& largest, float* logits,
+                          int64_t N, int32_t T, bool first, float* scores) {
+  using Lane = typename Group::Lane;
+  constexpr int kWidth = Group::kWidth;
+  const int64_t start = int64_t{group.rank()} * kWidth, step = int64_t{group.size()} * kWidth;
   const float max = group.max(largest);
   Lane partial = {};
   for (int64_t i = start; i < N; i += step) {
@@ -87,7 +121,6 @@ HIRED_FN void add_softmax(const Group& group, float* logits, int64_t N, int32_t 
     partial += e;
   }
   const float sum = group.sum(partial);
-  group.sync();
   const float* last = logits + (N - T);
   for (int64_t t = start; t < T; t += step) {
     const Lane probability = group.load(last + t) / sum;
@@ -95,14 +128,13 @@ HIRED_FN void add_softmax(const Group& group, float* logits, int64_t N, int32_t 
   }
 }
 
-// Keys of patches that are padding of their sub-image fall below every score.
+// Keys of patches that are padding of their sub-image fall below every score. A member's own keys.
 template <class Group>
 HIRED_FN void exclude_padding(const Group& group, const Box& box, int32_t side, int32_t T,
                               uint32_t* keys) {
   for (int32_t t = group.rank(); t < T; t += group.size()) {
     if (!box.holds(t / side, t % side)) keys[t] = kKeyExcluded;
   }
-  group.sync();
 }
 
 }  // namespace HIRED_ISA

@@ -34,6 +34,17 @@ void raise(const Status& status) {
                            hired_emulator::last_failure());
 }
 
+// The set of counters that the next launch will use.
+hired::PictureCounters* next_set(hired::Counters* counters) {
+  return counters->sets[(counters->tickets & hired::kOtherSet) == 0 ? 0 : 1];
+}
+
+bool ready_for_the_next(hired::Counters* counters) {
+  static const hired::PictureCounters zero[hired::kLargeBatch] = {};
+  return (counters->tickets & ~hired::kOtherSet) == 0 &&
+         std::memcmp(next_set(counters), zero, sizeof zero) == 0;
+}
+
 bool same_bytes(const Tensor& a, const Tensor& b) {
   const size_t bytes = static_cast<size_t>(a.numel()) * a.element_size();
   return bytes == 0 || std::memcmp(a.const_data_ptr(), b.const_data_ptr(), bytes) == 0;
@@ -55,8 +66,8 @@ Selected run(const Tensor& features, SomeCall* call,
       for (size_t i = 0; i < counters.size() && status.ok(); ++i) {
         void* stream = i == 0 ? nullptr : &counters[i];
         raise(hired::find_counters(0, stream, &counters[i]));
-        counters[i]->tickets = planted_tickets;
-        counters[i]->picture[0].weighed = planted_weighed;
+        counters[i]->tickets += planted_tickets;
+        next_set(counters[i])->weighed += planted_weighed;
         outs.push_back(hired::make_outputs(features, call));
         workspaces.push_back(hired::make_workspace(features, hired::cuda_workspace_bytes(*call)));
         status = launch(*call, {0, stream, counters[i], workspaces[i].mutable_data_ptr(), threads});
@@ -70,9 +81,8 @@ Selected run(const Tensor& features, SomeCall* call,
   }
   raise(status);
   if (!failure.empty()) throw std::runtime_error("hired_emulated: " + failure);
-  static const hired::Counters zero{};
   for (size_t i = 0; i < counters.size(); ++i) {
-    if (std::memcmp(counters[i], &zero, sizeof zero) != 0) {
+    if (!ready_for_the_next(counters[i])) {
       throw std::runtime_error("hired_emulated: a launch left counters behind");
     }
     if (!same_bytes(std::get<0>(outs[i]), std::get<0>(outs[0])) ||
