@@ -125,13 +125,13 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     int64_t row = base_row(picture, partition, counts, raster(picture, p));
     int32_t y = -1, shift = 0;  // of the patch before
     const uint32_t* mask = w.kept + p * words;
-    for (int32_t w0 = 0; w0 < words; ++w0) {
-      for (uint32_t left = mask[w0]; left != 0; left &= left - 1) {
-        const int32_t t = 32 * w0 + __builtin_ctz(left);
+    for (int32_t base = 0; base < T; base += 32) {
+      for (uint32_t left = mask[base / 32]; left != 0; left &= left - 1) {
+        const int32_t t = base + __builtin_ctz(left);
         if (raster(picture, p) && t / side != y) {
           y = t / side;
           const int32_t c = (partition - 1) % picture.cols;
-          shift = row_shift(group, mask - c * words, words, side, picture.cols, c, y);
+          shift = row_shift(group.team(), mask - c * words, words, side, picture.cols, c, y);
         }
         indices[shift + row++] = p * T + t;
       }
