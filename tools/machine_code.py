@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,10 +28,12 @@ import device_code
 import sass
 from kernel_report import demangle
 from sass import Counts, Place
+from source_functions import functions_of
 
 Chain = tuple[tuple[str, str], ...]  # file and function, from the kernel inwards
 CSRC = device_code.ROOT / "csrc"
 SOURCES = ("select_cuda", "cls_attention_cuda")
+HOT_SOURCES = ("select_cuda",)
 # What makes a path: the outermost function that ends so, or else the kernel; then the functions of
 # these files, and those that wait for other blocks or are waited for.
 JOB = "_job"
@@ -40,6 +41,7 @@ PHASES = ("phases/", "heads.cuh")
 HAND_OVERS = ("wait_for", "arrive")
 # The hot phases: kernel, then functions that enclose each other, with or without others between.
 HOT_ARCHS = (61, 80, 90, 100)
+HOT_GPUS = tuple(f"sm_{arch}" for arch in HOT_ARCHS)
 HOT = {
     "scores, float16": ("select_kernel<Float16, false, 64>", "choose_job", "score_attention"),
     "scores, float32": ("select_kernel<float, false, 64>", "choose_job", "score_attention"),
@@ -57,64 +59,7 @@ HOT = {
 }  # fmt: skip
 
 
-# Lines and functions ----------------------------------------------------------------------------
-
-
-def bare(source: str) -> str:
-    """The source without comments, strings and preprocessor lines; line by line the same."""
-    kept = r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'|^[ \t]*#(?:\\\n|[^\n])*"
-    blank = lambda found: re.sub(r"[^\n]", " ", found[0])  # noqa: E731
-    return re.sub(kept, blank, source, flags=re.DOTALL | re.MULTILINE)
-
-
-def opened(head: str) -> tuple[str, str]:
-    """What a brace opens, from what stands before it: its sort and name."""
-    head = re.sub(r"\s+", " ", head).strip()
-    if re.search(r"\b(namespace|extern)\b[^()]*$", head):
-        return "scope", ""
-    if found := re.search(r"\b(?:class|struct|union)\s+(\w+)[^()=]*$", head):
-        return "class", found[1]
-    flat, depth = "", 0
-    for char in head:  # parentheses, emptied
-        depth -= char == ")"
-        flat += char if depth == 0 else ""
-        depth += char == "("
-    flat = re.split(r"(?<!:):(?!:)", re.sub(r"\b(public|private|protected):", "", flat))[0]
-    calls = re.findall(r"(operator\s*[^\s\w(]+|[\w~]+)\s*\(\)", flat)
-    names = [name for name in calls if name not in ("noexcept", "requires", "alignas", "decltype")]
-    return ("function", names[-1]) if names and "=" not in flat.split("()")[-1] else ("other", "")
-
-
-def functions(source: str) -> list[str]:
-    """For each line, the function that it stands in, its head included; "" outside. In a class
-    `Class::function`; a lambda is part of its function."""
-    text = bare(source)
-    names = [""] * (text.count("\n") + 2)
-    stack: list[tuple[str, str, int]] = []
-    start = 0  # of the statement
-    for at, char in enumerate(text):
-        if char not in ";{}":
-            continue
-        if char == "{":
-            inside = any(sort == "function" for sort, _, _ in stack)
-            sort, name = ("other", "") if inside else opened(text[start:at])
-            if sort == "function":
-                start += len(text[start:at]) - len(text[start:at].lstrip())
-                name = "::".join([*(outer for kind, outer, _ in stack if kind == "class"), name])
-            stack.append((sort, name, start))
-        elif char == "}" and stack:
-            sort, name, begin = stack.pop()
-            if sort == "function":
-                first, last = text.count("\n", 0, begin) + 1, text.count("\n", 0, at) + 1
-                names[first : last + 1] = [name] * (last + 1 - first)
-        if not any(sort == "function" for sort, _, _ in stack):
-            start = at + 1
-    return names
-
-
-@lru_cache
-def functions_of(path: str) -> list[str]:
-    return functions(Path(path).read_text())
+# Phases -------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -128,9 +73,6 @@ def chain_of(place: Place) -> Chain:
             if function := lines[line] if line < len(lines) else "":
                 chain.append((str(path.relative_to(CSRC)), function))
     return tuple(chain)
-
-
-# Phases -----------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -217,6 +159,25 @@ def hot_counts(found: Iterable[Part]) -> dict[tuple[str, str], Counts]:
     return hot
 
 
+HEAD = """
+## Trips to memory
+
+What a picture takes is a chain of trips to memory, barriers and hand-overs, each of which begins
+when the one before it has ended. Counted out of the machine code: global loads, and of them those
+that pass the first-level cache by; *waits*, the first uses of what loads or atomics bring, when all
+that was under way has come back: 48 loads and then their uses are one wait, load, use, load, use
+are two; barriers of the block; global atomics; fences for more than the block, and invalidations of
+the first-level cache, which acquires and fences bring; loads and atomics of shared memory. A row
+counts what stands in the code, not what a thread runs: a loop once, its unrolled copies and rests
+each, and all branches, so the copy's has four widths of access. What to look at is how many waits
+there are for so many loads, and that none of the numbers grows. The scores and the choice are of
+`choose`, and of `weigh` where the full image is named; a head holds its dot products, also those
+by single elements, and its softmax. `make kernel-report` prints all phases of all kernels,
+tests/test_machine_code.py holds these.
+
+"""
+
+
 # Tables -----------------------------------------------------------------------------------------
 
 
@@ -228,6 +189,24 @@ def table(titles: tuple[str, ...], rows: dict[tuple[str, ...], Counts]) -> Itera
         yield f"| {' | '.join((*key, *map(str, counts.row())))} |"
 
 
+def page(found: Iterable[Part]) -> str:
+    """The section of docs/kernels.md on the hot phases."""
+    rows = {key: counts for key, counts in hot_counts(found).items() if key[1] in HOT_GPUS}
+    return HEAD + "\n".join(table(("phase", "GPU"), rows)) + "\n"
+
+
+def able(archs: Iterable[int]) -> tuple[list[int], list[str]]:
+    """Those that there are tools for; what lacks for the others."""
+    here, missing = [], []
+    for arch in sorted(archs):
+        try:
+            device_code.tools(arch)
+            here.append(arch)
+        except device_code.Missing as what:
+            missing.append(f"not counted: {what}")
+    return here, missing
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", help='a list like "61;90"; else all that tools are here for')
@@ -235,14 +214,9 @@ def main() -> int:
     options = parser.parse_args()
     served = HOT_ARCHS if options.hot else cuda_toolchain.SERVED
     archs = cuda_toolchain.parse_list("--archs", options.archs) if options.archs else served
-    able = []
-    for arch in archs:
-        try:
-            device_code.tools(arch)
-            able.append(arch)
-        except device_code.Missing as missing:
-            print(missing, file=sys.stderr)
-    found = parts(SOURCES, able)
+    here, missing = able(archs)
+    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+    found = parts(HOT_SOURCES if options.hot else SOURCES, here)
     if options.hot:
         print(f"# {', '.join(sass.TITLES)}")
         for (name, gpu), counts in hot_counts(found).items():

@@ -41,8 +41,7 @@ PACKAGES = (
     ("nvidia-cuda-cccl-cu12==12.9.27", "cuda_cccl/include", "include"),
     ("nvidia-cuda-nvcc==13.0.88", "cu13/bin/fatbinary", "bin/fatbinary"),
 )
-# What carries nvdisasm, of CUDA 12.8, and the oldest system that pip is to fetch it for. The wheel is
-# one for each Python, and any will do.
+# What carries nvdisasm, of CUDA 12.8. There is a wheel for each Python, and any will do.
 TRITON = "triton==3.4.0"
 DISASSEMBLER = "triton/backends/nvidia/bin/nvdisasm"
 ANY_PYTHON = ("--python-version=312", "--implementation=cp", "--platform=manylinux_2_27_x86_64")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 Place = tuple[tuple[str, int], ...]  # file and line, from the kernel inwards
 
@@ -24,21 +25,25 @@ class Instruction:
     guard: str = ""  # P0, !P0
     place: Place = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.text.split(None, 1)[0]
+
+    @cached_property
+    def kind(self) -> str:
+        return self.name.split(".")[0]
+
+    @cached_property
+    def suffixes(self) -> frozenset[str]:
+        return frozenset(self.name.split(".")[1:])
 
     @property
     def operands(self) -> list[str]:
         rest = self.text.split(None, 1)[1:]
         return re.split(r",\s*", rest[0]) if rest else []
 
-    @property
-    def kind(self) -> str:
-        return self.name.split(".")[0]
-
     def has(self, *suffixes: str) -> bool:
-        return not set(suffixes).isdisjoint(self.name.split(".")[1:])
+        return not self.suffixes.isdisjoint(suffixes)
 
 
 LOADS = ("LD", "LDG", "LDGSTS")
