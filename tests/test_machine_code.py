@@ -108,6 +108,7 @@ WAITS = [
     ("shared, 128 bits, overwrites", "LDG.E R7, [R2.64]; LDS.128 R4, [R1]", 1),
     ("wide sum", "LDG.E R7, [R2.64]; IMAD.WIDE R8, R1, R2, R6", 1),
     ("wide result", "LDG.E R7, [R2.64]; IMAD.WIDE.U32 R6, P0, R1, R2, R8", 1),
+    ("wide sum after a predicate", "LDG.E R9, [R2.64]; IMAD.WIDE.U32 R6, P0, R1, R2, R8", 1),
     ("narrow factor", "LDG.E R7, [R2.64]; IMAD.WIDE R8, R1, R6, R12", 0),
     ("doubles", "LDG.E R7, [R2.64]; DADD R8, R10, R6", 1),
     ("pairs of floats", "LDG.E R7, [R2.64]; FFMA2 R8, R10, R6, R12", 1),

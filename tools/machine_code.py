@@ -162,18 +162,17 @@ def hot_counts(found: Iterable[Part]) -> dict[tuple[str, str], Counts]:
 HEAD = """
 ## Trips to memory
 
-What a picture takes is a chain of trips to memory, barriers and hand-overs, each of which begins
-when the one before it has ended. Counted out of the machine code: global loads, and of them those
-that pass the first-level cache by; *waits*, the first uses of what loads or atomics bring, when all
-that was under way has come back: 48 loads and then their uses are one wait, load, use, load, use
-are two; barriers of the block; global atomics; fences for more than the block, and invalidations of
-the first-level cache, which acquires and fences bring; loads and atomics of shared memory. A row
-counts what stands in the code, not what a thread runs: a loop once, its unrolled copies and rests
-each, and all branches, so the copy's has four widths of access. What to look at is how many waits
-there are for so many loads, and that none of the numbers grows. The scores and the choice are of
-`choose`, and of `weigh` where the full image is named; a head holds its dot products, also those
-by single elements, and its softmax. `make kernel-report` prints all phases of all kernels,
-tests/test_machine_code.py holds these.
+What a picture takes is a chain of trips to memory, barriers and hand-overs, of which each begins
+when the one before it has ended. This is counted out of the machine code: global loads, and those
+of them that pass by the first-level cache; *waits*, the first uses of what is under way, upon which
+all of it counts as returned (48 loads and then their uses are one wait; load, use, load, use are
+two); barriers of the block; global atomics; fences for more than the block; invalidations of the
+first-level cache; loads and atomics of shared memory. A row counts what stands in the code, not
+what a thread runs: a loop once, each copy that unrolling made of it, every branch, so that a copy
+has its four widths of access. Read it for how many waits there are to so many loads, and for what
+grows from one version to the next. Scores and selection are those of the job `choose`, or where it
+says so of `weigh`; a head is all of `attend`, its dot products are those by 16 bytes. All phases of
+all kernels are printed by `make kernel-report`, and tests/test_machine_code.py holds those here.
 
 """
 
@@ -182,7 +181,7 @@ tests/test_machine_code.py holds these.
 
 
 def table(titles: tuple[str, ...], rows: dict[tuple[str, ...], Counts]) -> Iterator[str]:
-    columns = tuple(title.replace("_", " ") for title in sass.TITLES)
+    columns = tuple(title.replace("_", " ").replace("l1", "L1") for title in sass.TITLES)
     yield f"| {' | '.join((*titles, *columns))} |"
     yield "|" + "---|" * len(titles) + "---:|" * len(columns)
     for key, counts in rows.items():
