@@ -13,58 +13,60 @@ from test_cuda_build import tool
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 sass = tool("sass")
+sass_counts = tool("sass_counts")
 device_code = tool("device_code")
 source_functions = tool("source_functions")
 machine_code = tool("machine_code")
 
-# Of each hot phase (HOT in tools/machine_code.py): loads, past the first-level cache, waits,
-# barriers, atomics, fences, invalidations; loads and atomics of shared memory. Written by
+# Of each hot phase (HOT in tools/machine_code.py): loads, past the first-level cache; waits, by
+# registers and by scoreboards; barriers, atomics, fences, invalidations; loads and atomics of
+# shared memory. Written by
 #     python tools/machine_code.py --hot
 EXPECTED = {
-    ("scores, float16", "sm_61"): (17, 17, 9, 1, 0, 0, 0, 0, 0),
-    ("scores, float16", "sm_80"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores, float16", "sm_90"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores, float16", "sm_100"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores, float32", "sm_61"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores, float32", "sm_80"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores, float32", "sm_90"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores, float32", "sm_100"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float16", "sm_61"): (17, 17, 6, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float16", "sm_80"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float16", "sm_90"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float16", "sm_100"): (17, 17, 4, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float32", "sm_61"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float32", "sm_80"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float32", "sm_90"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("scores of the full image, float32", "sm_100"): (17, 17, 1, 1, 0, 0, 0, 0, 0),
-    ("a head", "sm_61"): (16, 0, 4, 7, 0, 0, 0, 80, 0),
-    ("a head", "sm_80"): (40, 0, 7, 7, 0, 0, 0, 80, 0),
-    ("a head", "sm_90"): (40, 0, 7, 7, 0, 0, 0, 80, 0),
-    ("a head", "sm_100"): (44, 0, 8, 7, 0, 0, 0, 81, 0),
-    ("its dot products", "sm_61"): (8, 0, 1, 0, 0, 0, 0, 8, 0),
-    ("its dot products", "sm_80"): (8, 0, 1, 0, 0, 0, 0, 8, 0),
-    ("its dot products", "sm_90"): (8, 0, 1, 0, 0, 0, 0, 8, 0),
-    ("its dot products", "sm_100"): (8, 0, 1, 0, 0, 0, 0, 8, 0),
-    ("its softmax", "sm_61"): (0, 0, 0, 5, 0, 0, 0, 65, 0),
-    ("its softmax", "sm_80"): (0, 0, 0, 5, 0, 0, 0, 41, 0),
-    ("its softmax", "sm_90"): (0, 0, 0, 5, 0, 0, 0, 41, 0),
-    ("its softmax", "sm_100"): (0, 0, 0, 5, 0, 0, 0, 42, 0),
-    ("radix selection", "sm_61"): (0, 0, 0, 8, 0, 0, 0, 63, 1),
-    ("radix selection", "sm_80"): (0, 0, 0, 8, 0, 0, 0, 21, 1),
-    ("radix selection", "sm_90"): (0, 0, 0, 8, 0, 0, 0, 9, 1),
-    ("radix selection", "sm_100"): (0, 0, 0, 8, 0, 0, 0, 41, 7),
-    ("radix selection, weighing", "sm_61"): (0, 0, 0, 8, 0, 0, 0, 64, 1),
-    ("radix selection, weighing", "sm_80"): (0, 0, 0, 8, 0, 0, 0, 22, 1),
-    ("radix selection, weighing", "sm_90"): (0, 0, 0, 8, 0, 0, 0, 10, 1),
-    ("radix selection, weighing", "sm_100"): (0, 0, 0, 8, 0, 0, 0, 42, 7),
-    ("a gather job", "sm_61"): (114, 4, 24, 6, 0, 1, 1, 208, 0),
-    ("a gather job", "sm_80"): (120, 4, 26, 6, 0, 1, 1, 77, 0),
-    ("a gather job", "sm_90"): (120, 4, 26, 6, 0, 1, 1, 71, 0),
-    ("a gather job", "sm_100"): (180, 8, 33, 6, 0, 1, 1, 96, 0),
-    ("its copy", "sm_61"): (110, 0, 20, 0, 0, 0, 0, 0, 0),
-    ("its copy", "sm_80"): (116, 0, 22, 0, 0, 0, 0, 0, 0),
-    ("its copy", "sm_90"): (116, 0, 22, 0, 0, 0, 0, 0, 0),
-    ("its copy", "sm_100"): (172, 0, 28, 0, 0, 0, 0, 0, 0),
+    ("scores, float16", "sm_61"): (17, 17, 9, 9, 1, 0, 0, 0, 0, 0),
+    ("scores, float16", "sm_80"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores, float16", "sm_90"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores, float16", "sm_100"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores, float32", "sm_61"): (17, 17, 1, 1, 1, 0, 0, 0, 0, 0),
+    ("scores, float32", "sm_80"): (17, 17, 1, 1, 1, 0, 0, 0, 0, 0),
+    ("scores, float32", "sm_90"): (17, 17, 1, 1, 1, 0, 0, 0, 0, 0),
+    ("scores, float32", "sm_100"): (17, 17, 1, 2, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float16", "sm_61"): (17, 17, 6, 6, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float16", "sm_80"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float16", "sm_90"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float16", "sm_100"): (17, 17, 4, 4, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float32", "sm_61"): (17, 17, 1, 1, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float32", "sm_80"): (17, 17, 1, 1, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float32", "sm_90"): (17, 17, 1, 2, 1, 0, 0, 0, 0, 0),
+    ("scores of the full image, float32", "sm_100"): (17, 17, 1, 2, 1, 0, 0, 0, 0, 0),
+    ("a head", "sm_61"): (16, 0, 4, 4, 7, 0, 0, 0, 80, 0),
+    ("a head", "sm_80"): (40, 0, 7, 7, 7, 0, 0, 0, 80, 0),
+    ("a head", "sm_90"): (40, 0, 7, 7, 7, 0, 0, 0, 80, 0),
+    ("a head", "sm_100"): (44, 0, 8, 8, 7, 0, 0, 0, 81, 0),
+    ("its dot products", "sm_61"): (8, 0, 1, 1, 0, 0, 0, 0, 8, 0),
+    ("its dot products", "sm_80"): (8, 0, 1, 1, 0, 0, 0, 0, 8, 0),
+    ("its dot products", "sm_90"): (8, 0, 1, 1, 0, 0, 0, 0, 8, 0),
+    ("its dot products", "sm_100"): (8, 0, 1, 1, 0, 0, 0, 0, 8, 0),
+    ("its softmax", "sm_61"): (0, 0, 0, 0, 5, 0, 0, 0, 65, 0),
+    ("its softmax", "sm_80"): (0, 0, 0, 0, 5, 0, 0, 0, 41, 0),
+    ("its softmax", "sm_90"): (0, 0, 0, 0, 5, 0, 0, 0, 41, 0),
+    ("its softmax", "sm_100"): (0, 0, 0, 0, 5, 0, 0, 0, 42, 0),
+    ("radix selection", "sm_61"): (0, 0, 0, 0, 8, 0, 0, 0, 63, 1),
+    ("radix selection", "sm_80"): (0, 0, 0, 0, 8, 0, 0, 0, 21, 1),
+    ("radix selection", "sm_90"): (0, 0, 0, 0, 8, 0, 0, 0, 9, 1),
+    ("radix selection", "sm_100"): (0, 0, 0, 0, 8, 0, 0, 0, 41, 7),
+    ("radix selection, weighing", "sm_61"): (0, 0, 0, 0, 8, 0, 0, 0, 64, 1),
+    ("radix selection, weighing", "sm_80"): (0, 0, 0, 0, 8, 0, 0, 0, 22, 1),
+    ("radix selection, weighing", "sm_90"): (0, 0, 0, 0, 8, 0, 0, 0, 10, 1),
+    ("radix selection, weighing", "sm_100"): (0, 0, 0, 0, 8, 0, 0, 0, 42, 7),
+    ("a gather job", "sm_61"): (114, 4, 24, 24, 6, 0, 1, 1, 208, 0),
+    ("a gather job", "sm_80"): (120, 4, 26, 26, 6, 0, 1, 1, 77, 0),
+    ("a gather job", "sm_90"): (120, 4, 26, 26, 6, 0, 1, 1, 71, 0),
+    ("a gather job", "sm_100"): (180, 8, 33, 33, 6, 0, 1, 1, 96, 0),
+    ("its copy", "sm_61"): (110, 0, 20, 20, 0, 0, 0, 0, 0, 0),
+    ("its copy", "sm_80"): (116, 0, 22, 22, 0, 0, 0, 0, 0, 0),
+    ("its copy", "sm_90"): (116, 0, 22, 22, 0, 0, 0, 0, 0, 0),
+    ("its copy", "sm_100"): (172, 0, 28, 28, 0, 0, 0, 0, 0, 0),
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def counted(listing: str) -> object:
     lines = [f"        /*{16 * i:04x}*/    {text} ;" for i, text in enumerate(listing.split("; "))]
     ((name, code),) = sass.read_listing(['\t.section\t.text.k,"ax",@progbits', *lines])
     assert name == "k"
-    (counts,) = sass.count(("", instruction) for instruction in code).values()
+    (counts,) = sass_counts.count(("", instruction) for instruction in code).values()
     return counts
 
 
@@ -164,7 +166,47 @@ COUNTS = [
     ("listing", "counts"), [case[1:] for case in COUNTS], ids=[c[0] for c in COUNTS]
 )
 def test_counts(listing: str, counts: dict[str, int]) -> None:
-    assert counted(listing) == sass.Counts(**counts)
+
+    assert counted(listing) == sass_counts.Counts(**counts)
+
+
+# Listing, and of each instruction the scoreboard that it sets and those it awaits; waits.
+SHARED_BOARD = (
+    "LDG.E R4, [R2.64]; LDC R8, c[0x0][0x10]; MOV R9, R8; LDG.E R5, [R2.64]; FADD R4, R4, R5"
+)
+BOARDS = [
+    ("a scoreboard each", SHARED_BOARD, [(0, ()), (1, ()), (7, (1,)), (2, ()), (7, (0, 2))], 1),
+    ("one for two", SHARED_BOARD, [(0, ()), (0, ()), (7, (0,)), (2, ()), (7, (0, 2))], 2),
+    ("used by nobody", SHARED_BOARD, [(0, ()), (1, ()), (7, (1,)), (2, ()), (7, ())], 0),
+    ("all but the last", "LDG.E R4, [R2]; LDG.E R5, [R2]; DEPBAR.LE SB5, 0x1; FADD R6, R4, R4",
+     [(5, ()), (5, ()), (7, ()), (7, ())], 1),
+    ("all but both", "LDG.E R4, [R2]; LDG.E R5, [R2]; DEPBAR.LE SB5, 0x2; FADD R6, R4, R4",
+     [(5, ()), (5, ()), (7, ()), (7, ())], 0),
+    ("of a set", "LDG.E R4, [R2]; DEPBAR {5,4}; FADD R6, R4, R4; EXIT",
+     [(4, ()), (7, ()), (7, ()), (7, ())], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["128 bits", "64 bits"])
+@pytest.mark.parametrize(
+    ("listing", "boards", "waits"), [case[1:] for case in BOARDS], ids=[c[0] for c in BOARDS]
+)
+def test_scoreboards(listing: str, boards: list[tuple[int, tuple]], waits: int, old: bool) -> None:
+    controls = [sets << 5 | sum(1 << board for board in awaits) << 11 for sets, awaits in boards]
+    texts = listing.split("; ")
+    assert len(texts) == len(controls)
+    texts += ["NOP"] * (-len(texts) % 3)
+    controls += [7 << 5] * (len(texts) - len(controls))
+    lines = []
+    for i, (text, control) in enumerate(zip(texts, controls, strict=True)):
+        if old and i % 3 == 0:
+            word = sum(bits << 21 * j for j, bits in enumerate(controls[i : i + 3]))
+            lines.append(f"   /* 0x{word:016x} */")
+        lines.append(f"        /*{8 * i:04x}*/    {text} ;   /* 0x{0xF << 60:016x} */")
+        lines += [] if old else [f"   /* 0x{control << 41:016x} */"]
+    ((_, code),) = sass.read_listing(["\t.section\t.text.k,", *lines])
+    (counts,) = sass_counts.count(("", instruction) for instruction in code).values()
+    assert counts.scoreboard_waits == waits
 
 
 def test_paired_and_predicated_instructions_are_read() -> None:
@@ -254,12 +296,12 @@ def needed(gpu: str) -> object:
 @pytest.mark.parametrize("gpu", machine_code.HOT_GPUS)
 def test_hot_phases_take_what_they_did(gpu: str) -> None:
     tools = needed(gpu)
-    hot = machine_code.hot_counts(machine_code.parts(machine_code.HOT_SOURCES, [tools.arch]))
+    hot = machine_code.hot_counts(machine_code.parts([tools.arch], hot=True))
     counts = {key: counts.row() for key, counts in hot.items()}
     assert counts == {key: row for key, row in EXPECTED.items() if key[1] == gpu}
 
 
-@pytest.mark.parametrize("gpu", machine_code.HOT_GPUS)
+@pytest.mark.parametrize("gpu", ["sm_61", "sm_90"])  # of either compiler
 def test_lines_change_no_instruction(gpu: str, tmp_path: Path) -> None:
     """What is counted is what the build compiles."""
     tools = needed(gpu)

@@ -53,15 +53,17 @@ def compilers() -> tuple[cuda_toolchain.Compiler | None, cuda_toolchain.Compiler
 
 
 def disassemblers() -> Iterator[Path]:
-    """On PATH; beside the compilers; in Triton's package."""
+    """On PATH; beside nvcc; in Triton's package; of make pascal-compiler, the oldest."""
     if found := shutil.which("nvdisasm"):
         yield Path(found)
-    for compiler in compilers():
-        if compiler:
-            yield compiler.program.parent / "nvdisasm"
-            yield compiler.root / "bin" / "nvdisasm"
+    nvcc, pascal = compilers()
+    if nvcc:
+        yield nvcc.program.parent / "nvdisasm"
+        yield nvcc.root / "bin" / "nvdisasm"
     for folder in map(Path, sys.path):
         yield folder / "triton/backends/nvidia/bin/nvdisasm"
+    if pascal:
+        yield pascal.root / "bin" / "nvdisasm"
 
 
 @lru_cache
@@ -171,14 +173,14 @@ def compile_by_clang(source: Path, tools: Tools, image: Path) -> list[Place]:
 
 
 def listing(source: Path, tools: Tools, folder: Path) -> list[str]:
-    """What `nvdisasm -c -gi` says of a source."""
+    """What `nvdisasm -c -gi -hex` says of a source."""
     image = folder / f"{source.stem}.sm_{tools.arch}.cubin"
     if tools.nvcc:
         run(tools.compiler, *FLAGS, f"-arch=sm_{tools.arch}", "-cubin", "-lineinfo", source,
             "-o", image)  # fmt: skip
-        return run(tools.disassembler, "-c", "-gi", image).splitlines()
+        return run(tools.disassembler, "-c", "-gi", "-hex", image).splitlines()
     places = compile_by_clang(source, tools, image)
-    lines = run(tools.disassembler, "-c", "-gi", image).splitlines()
+    lines = run(tools.disassembler, "-c", "-gi", "-hex", image).splitlines()
     return list(name_places(lines, places))
 
 

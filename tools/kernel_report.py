@@ -184,7 +184,7 @@ def machine_code_page(kernels: list[Kernel]) -> str:
 
     built = {int(k.gpu[3:]) for k in kernels if re.fullmatch(r"sm_\d+", k.gpu)}
     able, missing = machine_code.able({*built, *machine_code.HOT_ARCHS})
-    found = machine_code.parts(machine_code.SOURCES, able)
+    found = machine_code.parts(able)
     print("\n".join(machine_code.table(("kernel", "phase", "GPU"), machine_code.by_phase(found))))
     print("\n".join(["", *missing]))
     return machine_code.page(found)

@@ -6,8 +6,8 @@
 
 A phase is a path of functions of the source: the job, or else the kernel, and in it what PHASES
 names. Instructions are told apart by the lines that the compiler says they come from, through all
-that was inlined; that changes no instruction. What is counted how: tools/sass.py. --hot prints the
-hot phases alone, ready to be pasted into tests/test_machine_code.py.
+that was inlined; that changes no instruction. What is counted how: tools/sass_counts.py. --hot
+prints the hot phases alone, ready to be pasted into tests/test_machine_code.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_toolchain
 import device_code
 import sass
+import sass_counts
 from kernel_report import demangle
-from sass import Counts, Place
+from sass import Place
+from sass_counts import Counts
 from source_functions import functions_of
 
 Chain = tuple[tuple[str, str], ...]  # file and function, from the kernel inwards
@@ -57,6 +59,7 @@ HOT = {
     "a gather job": ("select_kernel<Float16, false, 64>", "gather_job"),
     "its copy": ("select_kernel<Float16, false, 64>", "gather_job", "WarpGroup::copy"),
 }  # fmt: skip
+HOT_KERNELS = {path[0] for path in HOT.values()}
 
 
 # Phases -------------------------------------------------------------------------------------------
@@ -114,18 +117,21 @@ def completed(chains: Iterable[Chain], kernel: str) -> Iterator[Chain]:
             last.update((function, chain[:at]) for at, function in enumerate(chain))
 
 
-def parts_of(listing: Iterable[str], source: str, arch: int) -> Iterator[Part]:
+def parts_of(listing: Iterable[str], source: str, arch: int, hot: bool) -> Iterator[Part]:
     for symbol, code in sass.read_listing(listing):
         kernel = demangle(symbol)
+        if hot and kernel not in HOT_KERNELS:
+            continue
         chains = completed((chain_of(one.place) for one in code), kernel.split("<")[0])
-        for chain, counts in sass.count(zip(chains, code, strict=True)).items():
+        for chain, counts in sass_counts.count(zip(chains, code, strict=True)).items():
             yield Part(source, kernel, arch, chain, counts)
 
 
-def parts(sources: Iterable[str], archs: Iterable[int]) -> list[Part]:
-    """Compiled and counted, on two cores. Raises device_code.Missing where a tool lacks."""
+def parts(archs: Iterable[int], hot: bool = False) -> list[Part]:
+    """Compiled and counted, on two cores; of all sources, or the hot phases' kernels. Raises
+    device_code.Missing where a tool lacks."""
     tools = {arch: device_code.tools(arch) for arch in archs}
-    work = [(source, arch) for source in sources for arch in tools]
+    work = [(source, arch) for source in (HOT_SOURCES if hot else SOURCES) for arch in tools]
     with tempfile.TemporaryDirectory() as folder:
 
         def listing(job: tuple[str, int]) -> list[str]:
@@ -134,7 +140,7 @@ def parts(sources: Iterable[str], archs: Iterable[int]) -> list[Part]:
 
         with ThreadPoolExecutor(2) as pool:
             done = zip(work, pool.map(listing, work), strict=True)
-            return [part for job, lines in done for part in parts_of(lines, *job)]
+            return [part for job, lines in done for part in parts_of(lines, *job, hot)]
 
 
 def by_phase(found: Iterable[Part]) -> dict[tuple[str, str, str], Counts]:
@@ -166,13 +172,15 @@ What a picture takes is a chain of trips to memory, barriers and hand-overs, of 
 when the one before it has ended. This is counted out of the machine code: global loads, and those
 of them that pass by the first-level cache; *waits*, the first uses of what is under way, upon which
 all of it counts as returned (48 loads and then their uses are one wait; load, use, load, use are
-two); barriers of the block; global atomics; fences for more than the block; invalidations of the
-first-level cache; loads and atomics of shared memory. A row counts what stands in the code, not
-what a thread runs: a loop once, each copy that unrolling made of it, every branch, so that a copy
-has its four widths of access. Read it for how many waits there are to so many loads, and for what
-grows from one version to the next. Scores and selection are those of the job `choose`, or where it
-says so of `weigh`; a head is all of `attend`, its dot products are those by 16 bytes. All phases of
-all kernels are printed by `make kernel-report`, and tests/test_machine_code.py holds those here.
+two); scoreboard waits, those that the code makes the machine take, more where loads share one of
+its six scoreboards with something else; barriers of the block; global atomics; fences for more than
+the block; invalidations of the first-level cache; loads and atomics of shared memory. A row counts
+what stands in the code, not what a thread runs: a loop once, each copy that unrolling made of it,
+every branch, so that a copy has its four widths of access. Read it for how many waits there are to
+so many loads, and for what grows from one version to the next. Scores and selection are those of
+the job `choose`, or where it says so of `weigh`; a head is all of `attend`, its dot products are
+those by 16 bytes. All phases of all kernels are printed by `make kernel-report`, and
+tests/test_machine_code.py holds those here.
 
 """
 
@@ -181,7 +189,7 @@ all kernels are printed by `make kernel-report`, and tests/test_machine_code.py 
 
 
 def table(titles: tuple[str, ...], rows: dict[tuple[str, ...], Counts]) -> Iterator[str]:
-    columns = tuple(title.replace("_", " ").replace("l1", "L1") for title in sass.TITLES)
+    columns = tuple(title.replace("_", " ").replace("l1", "L1") for title in sass_counts.TITLES)
     yield f"| {' | '.join((*titles, *columns))} |"
     yield "|" + "---|" * len(titles) + "---:|" * len(columns)
     for key, counts in rows.items():
@@ -215,9 +223,9 @@ def main() -> int:
     archs = cuda_toolchain.parse_list("--archs", options.archs) if options.archs else served
     here, missing = able(archs)
     print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
-    found = parts(HOT_SOURCES if options.hot else SOURCES, here)
+    found = parts(here, options.hot)
     if options.hot:
-        print(f"# {', '.join(sass.TITLES)}")
+        print(f"# {', '.join(sass_counts.TITLES)}")
         for (name, gpu), counts in hot_counts(found).items():
             print(f'    ("{name}", "{gpu}"): {counts.row()},')
     else:

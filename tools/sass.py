@@ -1,19 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trips to memory, barriers and hand-overs, counted out of machine code as nvdisasm lists it.
-
-A *wait* is the first use of something outstanding: what a global load, or an atomic that returns a
-value, brings. Instructions are walked in program order. The first that reads or overwrites a
-register of a load that was issued since the last wait is a wait, and then every load issued before
-it counts as returned: 48 loads and then their uses are one wait, load, use, load, use are two. It
-is told of the place whose load is waited for, not of the one that uses it. Copies that unrolling
-made are all counted; a loop counts once, and so do branches of which a thread takes one.
-"""
+"""NVIDIA machine code, as nvdisasm lists it: instructions, where they come from, the registers that
+they name. Loads, atomics and what else is counted by their names: sass_counts.py."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 Place = tuple[tuple[str, int], ...]  # file and line, from the kernel inwards
@@ -24,6 +17,7 @@ class Instruction:
     text: str
     guard: str = ""  # P0, !P0
     place: Place = ()
+    control: int = 7 << 5  # sets no scoreboard, waits for none
 
     @cached_property
     def name(self) -> str:
@@ -50,58 +44,56 @@ LOADS = ("LD", "LDG", "LDGSTS")
 SHARED_LOADS = ("LDS", "LDSM")
 ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
 SHARED_ATOMICS = ("ATOMS",)
-BARRIERS = ("BAR", "UCGABAR_WAIT")
-FENCES = ("MEMBAR",)
 GLOBAL_MEMORY = LOADS + ATOMICS + ("ST", "STG", "CCTL")
 MEMORY = (*GLOBAL_MEMORY, *SHARED_LOADS, *SHARED_ATOMICS, "STS", "LDC", "LDL", "STL")
 
 
-@dataclass
-class Counts:
-    """Of a phase. The comments say what is counted, in the words of the machine code."""
-
-    loads: int = 0  # LDG, LD (generic), LDGSTS
-    past_l1: int = 0  # loads that the first-level cache does not answer: .STRONG; sm_61: .CG, .CV
-    waits: int = 0
-    barriers: int = 0  # BAR
-    atomics: int = 0  # ATOM, ATOMG, RED
-    fences: int = 0  # MEMBAR for more than the block: of __threadfence, of a release, of an acquire
-    invalidations: int = 0  # CCTL.IVALL; sm_61: MEMBAR with .IVALLD: of an acquire, of a fence
-    shared_loads: int = 0  # LDS
-    shared_atomics: int = 0  # ATOMS
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(self.row(), other.row(), strict=True)))
-
-    def row(self) -> tuple[int, ...]:
-        return tuple(getattr(self, name) for name in TITLES)
-
-
-TITLES = tuple(column.name for column in fields(Counts))
+def _controls(words: list[int], count: int) -> list[int]:
+    """Of each instruction, from the encoding; of none where the listing has no encoding."""
+    if not words:
+        return [Instruction.control] * count
+    if len(words) == 2 * count:  # sm_70 and later: 128 bits each
+        return [word >> 41 & 0x1FFFFF for word in words[1::2]]
+    if 3 * len(words) == 4 * count:  # before: 64 bits each, and before every three 64 for them
+        return [words[i // 3 * 4] >> 21 * (i % 3) & 0x1FFFFF for i in range(count)]
+    raise ValueError(f"{count} instructions of {len(words)} words: not an encoding that is known")
 
 
 def read_listing(lines: Iterable[str]) -> Iterator[tuple[str, list[Instruction]]]:
-    """The kernels of what `nvdisasm -c -gi` wrote: symbol, instructions."""
-    kernel, code = "", []
+    """The kernels of what `nvdisasm -c -gi -hex` wrote: symbol, instructions."""
+    kernel = ""
+    code: list[tuple[str, str, Place]] = []
+    words: list[int] = []
     place: list[tuple[str, int]] = []
     fresh = True  # the next remark on a line begins a new chain
     source = re.compile(r'^\s*//## File "([^"]*)", line (\d+)')
     instruction = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@(\S+)\s+)?([^;}]+)")
+    encoding = re.compile(r"/\* 0x([0-9a-f]{16}) \*/\s*$")
+
+    def done() -> tuple[str, list[Instruction]]:
+        controls = _controls(words, len(code))
+        return kernel, [Instruction(*one, at) for one, at in zip(code, controls, strict=True)]
+
     for line in lines:
         if found := re.match(r"^\s*\.section\s+\.text\.([\w$.]+)", line):
             if code:
-                yield kernel, code
-            kernel, code, place = found[1], [], []
-        elif found := source.match(line):
+                yield done()
+            kernel, code, words, place = found[1], [], [], []
+            continue
+        if found := source.match(line):
             place = [] if fresh else place
             place.insert(0, (found[1], int(found[2])))
             fresh = False
-        elif found := instruction.match(line):
+            continue
+        if found := encoding.search(line):
+            words.append(int(found[1], 16))
+            line = line[: found.start()]
+        if found := instruction.match(line):
             text = re.sub(r"\(\*.*?\*\)", "", found[2]).strip()
-            code.append(Instruction(text, found[1] or "", tuple(place)))
+            code.append((text, found[1] or "", tuple(place)))
             fresh = True
     if code:
-        yield kernel, code
+        yield done()
 
 
 PREDICATE = re.compile(r"!?U?P[\dT]$")
@@ -144,7 +136,7 @@ def _registers(instruction: Instruction, index: int, operand: str) -> set[int]:
     return {int(name) + i for name in names for i in range(width)}
 
 
-def _split(instruction: Instruction) -> tuple[set[int], set[int]]:
+def registers(instruction: Instruction) -> tuple[set[int], set[int]]:
     """Registers that a load or atomic brings something into; all that the instruction names."""
     brought: set[int] = set()
     every: set[int] = set()
@@ -157,67 +149,3 @@ def _split(instruction: Instruction) -> tuple[set[int], set[int]]:
         if not address_seen:
             brought |= registers
     return brought, every
-
-
-def _opposite(guard: str) -> str:
-    return guard[1:] if guard.startswith("!") else f"!{guard}"
-
-
-@dataclass
-class _Outstanding:
-    registers: set[int]
-    guard: str
-    key: object
-
-
-def _returned(load: _Outstanding, instruction: Instruction, touched: set[int]) -> bool:
-    if not load.registers:  # LDGSTS brings nothing into registers: DEPBAR waits for it
-        return instruction.kind == "DEPBAR" or instruction.has("ARRIVES")
-    if load.guard and instruction.guard == _opposite(load.guard):
-        return False  # no thread does both
-    return not load.registers.isdisjoint(touched)
-
-
-def waits(code: Iterable[tuple[object, Instruction]]) -> Iterator[object]:
-    """For each wait, the key of the load that is waited for: of several, the one issued last."""
-    outstanding: list[_Outstanding] = []
-    for key, instruction in code:
-        brings = instruction.kind in LOADS + ATOMICS
-        brought, every = _split(instruction)
-        late = [load for load in outstanding if _returned(load, instruction, every)]
-        if late:
-            yield late[-1].key
-            outstanding = []
-        # A predicate that is computed anew says no longer which threads loaded.
-        for name in re.findall(r"\bP\d\b", " ".join(instruction.operands[:2])):
-            for load in outstanding:
-                load.guard = "" if load.guard.lstrip("!") == name else load.guard
-        if brings and (brought or instruction.kind == "LDGSTS"):
-            outstanding.append(_Outstanding(brought, instruction.guard, key))
-
-
-def _count(instruction: Instruction) -> Counts:
-    kind = instruction.kind
-    load = kind in LOADS
-    fence = kind in FENCES
-    return Counts(
-        loads=load,
-        past_l1=load and instruction.has("STRONG", "ACQUIRE", "CG", "CV"),
-        barriers=kind in BARRIERS,
-        atomics=kind in ATOMICS,
-        fences=fence and not instruction.has("CTA"),
-        invalidations=(kind == "CCTL" and instruction.has("IVALL")) or instruction.has("IVALLD"),
-        shared_loads=kind in SHARED_LOADS,
-        shared_atomics=kind in SHARED_ATOMICS,
-    )
-
-
-def count(code: Iterable[tuple[object, Instruction]]) -> dict[object, Counts]:
-    """The counts of each key; keys say where instructions belong."""
-    code = list(code)
-    counts: dict[object, Counts] = {}
-    for key, instruction in code:
-        counts[key] = counts.get(key, Counts()) + _count(instruction)
-    for key in waits(code):
-        counts[key].waits += 1
-    return counts
