@@ -16,7 +16,7 @@ TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_att
 SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
 EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py \
   tests/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
-CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain deployment backends parity isas,tests/test_$(name).py)
+CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain machine_code deployment backends parity isas,tests/test_$(name).py)
 INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -42,7 +42,7 @@ help:
 	@echo "make train-evidence trains that model: about 20 minutes on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
-	@echo "make kernel-report  registers, shared memory, spills of each kernel: docs/kernels.md"
+	@echo "make kernel-report  registers, spills, trips to memory of each kernel: docs/kernels.md"
 	@echo "make setup          what the others begin with: .venv, dependencies, native build"
 
 # PyTorch first and by itself: later steps must find it and not fetch another.
@@ -189,7 +189,7 @@ pascal-compiler:
 	$(PYTHON) tools/make_pascal_compiler.py
 
 kernel-report: setup
-	$(BIN)/python tools/kernel_report.py --triton --markdown docs/kernels.md
+	$(BIN)/python tools/kernel_report.py --triton --machine-code --markdown docs/kernels.md
 
 clean:
 	rm -rf build dist *.egg-info hired_kernels/*.so

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -197,6 +198,37 @@ def test_pascal_compiler_whose_clang_is_gone(
     monkeypatch.setattr(sys, "argv", ["make_pascal_compiler.py", str(root)])
     with pytest.raises(SystemExit, match="none of clang"):
         tool("make_pascal_compiler").main()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_pascal_compiler_without_disassembler(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, there: bool
+) -> None:
+    """A folder that is complete but for it gets it, nothing else is fetched; or does without."""
+    root = machine.folder / "pascal"
+    (root / "bin").mkdir(parents=True)
+    (root / "complete").write_text("12.9\n")
+    (root / "bin" / "clang++").touch()
+    maker = tool("make_pascal_compiler")
+    asked = []
+
+    def download(wheels: Path, *requirements: str) -> int:
+        asked.append(requirements[-1])
+        if there:
+            with zipfile.ZipFile(wheels / "triton.whl", "w") as wheel:
+                wheel.writestr(maker.DISASSEMBLER, f"#!{machine.bin}/sh\n")
+        return 0 if there else 1
+
+    machine.has("sh")
+    monkeypatch.setattr(maker, "download", download)
+    monkeypatch.setattr(maker.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "argv", ["make_pascal_compiler.py", str(root)])
+    maker.main()
+    maker.main()
+    assert asked == [maker.TRITON] * (1 if there else 2)
+    assert ("could not be fetched" in capsys.readouterr().out) is not there
+    assert sorted(path.name for path in (root / "bin").iterdir()) == [
+        "clang++", *(["nvdisasm"] if there else [])]  # fmt: skip
 
 
 @pytest.fixture

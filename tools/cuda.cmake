@@ -63,6 +63,7 @@ function(hired_cuda_source target source)
   get_filename_component(stem "${source}" NAME_WE)
   set(path "${CMAKE_CURRENT_SOURCE_DIR}/${source}")
   set(base "${HIRED_CUDA_FOLDER}/${stem}")
+  # As tools/device_code.py has them, and clang's below.
   set(flags -std=c++17 -O3 -I "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
   foreach(definition IN LISTS HIRED_CUDA_DEFINITIONS)
     list(APPEND flags "-D${definition}")

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each kernel takes of each GPU, and whether the library holds all that was asked for.
 
-    python tools/kernel_report.py [BUILD] [--triton] [--markdown FILE]
+    python tools/kernel_report.py [BUILD] [--triton] [--machine-code] [--markdown FILE]
 
 BUILD is a CMake build folder; without one, the last under build/. --triton compiles the Triton
-kernels too, for GPUs of two makers. Fails on: a spill or any local
-memory in code for sm_61, sm_80 or sm_90; static shared memory past 48 KB on sm_61; a kernel that
-lacks one of its source's architectures, under the same name; machine code or PTX in the library
-that is not the declared.
+kernels too, for GPUs of two makers. --machine-code prints what tools/machine_code.py counts in each
+phase, of the build's architectures and of the page's. Fails on: a spill or any local memory in code
+for sm_61, sm_80 or sm_90; static shared memory past 48 KB on sm_61; a kernel that lacks one of its
+source's architectures, under the same name; machine code or PTX in the library that is not the
+declared.
 
 Figures are what ptxas said (`-v`), which the build keeps; the architectures are read from the fat
 binaries of the library itself.
@@ -177,6 +178,18 @@ def triton_kernels() -> Iterator[Kernel]:
             yield triton_kernel(name, gpu)
 
 
+def machine_code_page(kernels: list[Kernel]) -> str:
+    """Prints the counts of every phase; a section on the hot ones."""
+    import machine_code
+
+    built = {int(k.gpu[3:]) for k in kernels if re.fullmatch(r"sm_\d+", k.gpu)}
+    able, missing = machine_code.able({*built, *machine_code.HOT_ARCHS})
+    found = machine_code.parts(able)
+    print("\n".join(machine_code.table(("kernel", "phase", "GPU"), machine_code.by_phase(found))))
+    print("\n".join(["", *missing]))
+    return machine_code.page(found)
+
+
 def last_build() -> Path:
     found = sorted(ROOT.glob("build/*/cuda/logs.txt"), key=lambda path: path.stat().st_mtime)
     found = [path for path in found if path.stat().st_size]
@@ -189,6 +202,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=Path)
     parser.add_argument("--triton", action="store_true", help="compile the Triton kernels too")
+    parser.add_argument(
+        "--machine-code", action="store_true", help="count loads, waits and the like"
+    )
     parser.add_argument("--markdown", type=Path, help="write the table there too, as a page")
     options = parser.parse_args()
     build = options.build or last_build()
@@ -213,6 +229,7 @@ def main() -> int:
     faults += [fault for kernel in kernels for fault in kernel.faults()]
     faults += [] if kernels else ["no kernels"]
     print("\n".join(rows), end="\n\n")
+    section = machine_code_page(kernels) if options.machine_code else ""
     print(f"{library.name}: {library.stat().st_size / 1e6:.1f} MB, {seconds:.0f} s of compiling")
     for fault in faults:
         print(f"FAULT {fault}")
@@ -228,7 +245,7 @@ sm_61, sm_80 and sm_90. Shared memory is what is fixed when it is compiled. AMD'
 vector registers. The Triton kernels are compiled for one shape of call, LLaVA-NeXT's, by Triton
 {triton.__version__}. Written by `make kernel-report`.
 """
-        options.markdown.write_text(head + "\n" + "\n".join(rows) + "\n")
+        options.markdown.write_text(head + "\n" + "\n".join(rows) + "\n" + section)
     return 1 if faults else 0
 
 

@@ -8,12 +8,17 @@ Headers, ptxas, libdevice and the static runtime come from PyPI's CUDA 12.9 pack
 its CUDA 13 ones. PyPI has no nvcc of CUDA 12, so clang, which compiles CUDA by itself, takes its
 place: one that is installed, else Debian's clang-19. About 55 MB are fetched. The build finds the
 result under build/pascal, or where HIRED_PASCAL_COMPILER points.
+
+For tools/machine_code.py a disassembler comes along. PyPI's package of it is CUDA 13's, which reads
+no Pascal; but an older Triton carries CUDA 12's, in a wheel of 155 MB, for x86-64. Where it cannot
+be fetched, the compiler does without.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -36,6 +41,10 @@ PACKAGES = (
     ("nvidia-cuda-cccl-cu12==12.9.27", "cuda_cccl/include", "include"),
     ("nvidia-cuda-nvcc==13.0.88", "cu13/bin/fatbinary", "bin/fatbinary"),
 )
+# What carries nvdisasm, of CUDA 12.8. There is a wheel for each Python, and any will do.
+TRITON = "triton==3.4.0"
+DISASSEMBLER = "triton/backends/nvidia/bin/nvdisasm"
+ANY_PYTHON = ("--python-version=312", "--implementation=cp", "--platform=manylinux_2_27_x86_64")
 # clang includes this header of another library, to rename what it declares. Without the library
 # there is nothing to rename.
 EMPTY_HEADER = "include/curand_mtgp32_kernel.h"
@@ -60,10 +69,14 @@ def find_clang() -> str:
     sys.exit(f"none of {', '.join(CLANGS)} was found. Install one: sudo {' '.join(install)}")
 
 
-def fetch(wheels: Path) -> None:
-    requirements = sorted({package for package, _, _ in PACKAGES})
+def download(wheels: Path, *requirements: str) -> int:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    subprocess.run([*command, "-d", str(wheels), *requirements], check=True)
+    return subprocess.run([*command, "-d", wheels, *requirements], check=False).returncode
+
+
+def fetch(wheels: Path) -> None:
+    if download(wheels, *sorted({package for package, _, _ in PACKAGES})):
+        sys.exit("pip could not fetch the packages: see above")
 
 
 def unpack(wheels: Path, root: Path) -> None:
@@ -84,6 +97,23 @@ def unpack(wheels: Path, root: Path) -> None:
             sys.exit(f"{wheel.name}: expected {prefix}, found none")
     for program in (root / "bin").iterdir():
         program.chmod(0o755)
+
+
+def add_disassembler(root: Path) -> None:
+    program, begun = root / "bin/nvdisasm", root / "bin/nvdisasm.part"
+    if program.exists() or platform.machine() != "x86_64":
+        return
+    with tempfile.TemporaryDirectory() as wheels:
+        if download(Path(wheels), *ANY_PYTHON, TRITON):
+            print(f"{root}: no disassembler for sm_61: {TRITON} could not be fetched")
+            return
+        (wheel,) = Path(wheels).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            begun.write_bytes(archive.read(DISASSEMBLER))
+    begun.chmod(0o755)
+    subprocess.run([begun, "--version"], check=True, stdout=subprocess.DEVNULL)
+    begun.rename(program)
+    print(f"{root}: {program.name} of {TRITON}")
 
 
 def check(root: Path) -> None:
@@ -111,6 +141,7 @@ def main() -> None:
     done = root / "complete"
     if done.exists() and (root / "bin/clang++").exists():  # clang may have been removed since
         print(f"{root}: there already")
+        add_disassembler(root)  # folders of before have none
         return
     if root.exists() and any(root.iterdir()) and not (root / "bin/ptxas").exists():
         sys.exit(f"{root}: expected an empty folder, or one that this script began")
@@ -125,6 +156,7 @@ def main() -> None:
     check(root)
     done.write_text(CUDA + "\n")
     print(f"{root}: {clang} with CUDA {CUDA}")
+    add_disassembler(root)
 
 
 if __name__ == "__main__":
