@@ -48,8 +48,8 @@ void score(const SelectCall& call, const Workspace& w, const Pool& pool) {
     if (!row.needed) return;
     const Attention& layer = row.init ? call.init : call.final;
     const auto* attention = static_cast<const Scalar*>(layer.data) + row.index * layer.stride_row;
-    score_attention(LaneGroup(), attention, layer.stride_h, layer.stride_t, call.H, rules.tokens,
-                    w.keys + item * w.key_stride);
+    score_attention(LaneGroup(), attention, layer.stride_h, layer.stride_t,
+                    static_cast<int32_t>(call.H), rules.tokens, w.keys + item * w.key_stride);
   });
 }
 

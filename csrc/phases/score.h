@@ -21,28 +21,29 @@ inline namespace HIRED_ISA {
 // all of them. (A load under a condition, or a conversion behind each, and the compiler waits.)
 template <class Group, class Scalar>
 HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
-                              int64_t stride_t, int64_t H, int32_t T, uint32_t* keys) {
+                              int64_t stride_t, int32_t H, int32_t T, uint32_t* keys) {
   constexpr int kWidth = Group::kWidth, kAhead = Group::kAhead, kColumns = Group::kColumns;
+  const int64_t head_bytes = stride_h * static_cast<int64_t>(sizeof(Scalar));
   const int32_t step = group.size() * kWidth;
   for (int32_t first = group.rank() * kWidth; first < T; first += kColumns * step) {
     const int n = T - first < kWidth ? T - first : kWidth;
-    const Scalar* next[kColumns];
+    const char* next[kColumns];  // elements of the next head
     typename Group::Lane sums[kColumns];
     HIRED_UNROLL
     for (int j = 0; j < kColumns; ++j) {
       const int32_t t = first + j * step;
-      next[j] = attention + (t < T ? t : first) * stride_t;
+      next[j] = reinterpret_cast<const char*>(attention + (t < T ? t : first) * stride_t);
       sums[j] = typename Group::Lane{};
     }
-    for (int64_t h = 0; h < H; h += kAhead) {
+    for (int32_t left = H; left > 0; left -= kAhead) {
       typename Group::template Raw<Scalar> ahead[kAhead][kColumns];
       HIRED_UNROLL
       for (int i = 0; i < kAhead; ++i) {
-        const int64_t stride = h + i + 1 < H ? stride_h : 0;
+        const int64_t bytes = i + 1 < left ? head_bytes : 0;
         HIRED_UNROLL
         for (int j = 0; j < kColumns; ++j) {
-          ahead[i][j] = group.fetch(next[j], stride_t, n);
-          next[j] += stride;
+          ahead[i][j] = group.fetch(reinterpret_cast<const Scalar*>(next[j]), stride_t, n);
+          next[j] += bytes;
         }
       }
       group.together(ahead);
@@ -50,7 +51,7 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
       for (int i = 0; i < kAhead; ++i) {
         HIRED_UNROLL
         for (int j = 0; j < kColumns; ++j) {
-          if (h + i < H) sums[j] += group.widen(ahead[i][j]);
+          if (i < left) sums[j] += group.widen(ahead[i][j]);
         }
       }
     }
