@@ -301,12 +301,8 @@ class BlockGroup {
   template <class Scalar>
   using Raw = RawScore<Scalar>;
   static constexpr int kWidth = 1;
-  static constexpr int kAhead = 16;  // the heads of CLIP-L
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
-  static constexpr int kColumns = 1;  // three spill
-#else
+  static constexpr int kAhead = 16;   // the heads of CLIP-L
   static constexpr int kColumns = 3;  // with 256 threads all 576 patches of CLIP-L at 336 pixels
-#endif
   // Words of shared memory that reductions exchange: two of each warp, twice, since one reduction
   // may begin while some threads still read what the last one left.
   static constexpr int kScratch = 2 * 2 * kMaxWarps;
@@ -389,17 +385,15 @@ class BlockGroup {
   __device__ Raw<Scalar> fetch(const Scalar* p, int64_t, int) const {
     return {fetch_bits(p)};
   }
-  // sm_61's assembler moves what is done with a fetch in front of later ones, and waits for each.
-  // Here all of it hangs on the last fetch, by a zero that only we know.
+  // sm_61's assembler moves fetches to where they are used, and waits for each. Here all that is
+  // done with them hangs on all of them, by a zero that only we know.
   template <class Scalar>
   __device__ void together([[maybe_unused]] RawScore<Scalar> (&ahead)[kAhead][kColumns]) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
-    const auto zero = ahead[kAhead - 1][kColumns - 1].bits & threadIdx.y;  // blocks have no y
-#pragma unroll
-    for (auto& of_head : ahead) {
-#pragma unroll
-      for (RawScore<Scalar>& raw : of_head) raw.bits |= zero;
-    }
+    uint32_t zero = 0;
+    for_each_of(ahead, [&](auto& raw) { zero |= raw.bits; });
+    zero &= threadIdx.y;  // of which blocks have none
+    for_each_of(ahead, [&](auto& raw) { raw.bits |= zero; });
 #endif
   }
   template <class Scalar>
@@ -422,6 +416,16 @@ class BlockGroup {
     }
     __syncthreads();
     return shared;
+  }
+
+  template <class Scalar, class Visit>
+  __device__ static void for_each_of(RawScore<Scalar> (&ahead)[kAhead][kColumns],
+                                     const Visit& visit) {
+#pragma unroll
+    for (auto& of_head : ahead) {
+#pragma unroll
+      for (auto& raw : of_head) visit(raw);
+    }
   }
 
   // Calls fold(warp, its word) for one warp after the other. Words are read together, whether or

@@ -39,8 +39,10 @@ Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) 
   DeviceWorkspace workspace = carve(call, from_keys, &arena);
   workspace.counters = place.counters;
   if (Status status = set_device(place.device); !status.ok()) return status;
+  const size_t pictures = call.plan->pictures.size();
+  if (pictures <= kTinyBatch) return launch_all<kTinyBatch>(call, workspace, place);
 #ifdef HIRED_CUDA_LARGE  // some of the code is for sm_70 or later
-  if (call.plan->pictures.size() > kSmallBatch && has_large_kernels(place.device)) {
+  if (pictures > kSmallBatch && has_large_kernels(place.device)) {
     return launch_large(call, workspace, place);
   }
 #endif
@@ -97,7 +99,8 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place) {
 }
 
 Status load_select_kernels(const char* argument, int device) {
-  return load_select<kSmallBatch>(argument, device);
+  const Status status = load_select<kTinyBatch>(argument, device);
+  return status.ok() ? load_select<kSmallBatch>(argument, device) : status;
 }
 
 Status find_counters(int device, void* stream, Counters** counters) {

@@ -13,8 +13,10 @@
 
 namespace hired {
 
-inline constexpr int kSmallBatch = 64;   // pictures of a launch within 4 KB of parameters
-inline constexpr int kLargeBatch = 512;  // the same within 32 KB, which sm_70 and later have
+// Pictures of a launch within so many bytes of parameters, which are sent along with it.
+inline constexpr int kTinyBatch = 4;     // 0.6 KB
+inline constexpr int kSmallBatch = 64;   // 4 KB
+inline constexpr int kLargeBatch = 512;  // 32 KB, which sm_70 and later have
 
 // What is counted of one picture.
 struct PictureCounters {

@@ -60,6 +60,7 @@ struct LaunchParams {
   Picture pictures[kPictures];
 };
 
+static_assert(sizeof(LaunchParams<kTinyBatch>) <= 640);
 static_assert(sizeof(LaunchParams<kSmallBatch>) <= 4096, "what sm_61 takes");
 static_assert(sizeof(LaunchParams<kLargeBatch>) <= 32764, "what sm_70 and later take");
 

@@ -14,13 +14,14 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// Rows of the output that a warp of a gather job copies, about: with two, loads of one overlap
-// stores of the other, and a picture of 576 tokens still spreads over 38 blocks. Predicted, not
-// measured.
-inline constexpr int64_t kRowsPerWarp = 2;
+// Rows of the output that a warp of a gather job copies, about: one after the other, so one where
+// that leaves room for all blocks at once. Where it does not, blocks come in waves, and two rows a
+// warp spare as many starts as they cost trips to memory. Predicted, not measured.
+inline constexpr int32_t kRowsPerWarp = 2;
 
-inline int32_t blocks_for(int64_t rows, int32_t threads) {
-  const int64_t each = kRowsPerWarp * threads / kWarp;
+// Gather jobs of a partition.
+inline int32_t blocks_for(int64_t rows, int32_t rows_per_warp, int32_t threads) {
+  const int64_t each = int64_t{rows_per_warp} * threads / kWarp;
   return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
 }
 
@@ -105,13 +106,20 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
     columns = std::max(columns, picture.cols);
     any_rest = any_rest || picture.rest > 0;
   }
-  params.full_blocks = blocks_for(full_rows, place.threads);
-  params.sub_blocks = blocks_for(sub_rows, place.threads);
   params.init_jobs = kKeys && any_rest ? count * params.H : 0;
   const int64_t heads = kKeys ? params.init_jobs + int64_t{params.partitions} * params.H : 0;
-  const int64_t gathers =
-      int64_t{count} * params.full_blocks + int64_t{params.partitions - count} * params.sub_blocks;
-  const int64_t jobs = heads + count + params.partitions + gathers;
+  int multiprocessors = 0;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, place.device);
+  if (error != cudaSuccess) return cuda_status(error, "a device");
+  int64_t jobs = 0;
+  for (int32_t rows_per_warp = 1; rows_per_warp <= kRowsPerWarp; ++rows_per_warp) {
+    params.full_blocks = blocks_for(full_rows, rows_per_warp, place.threads);
+    params.sub_blocks = blocks_for(sub_rows, rows_per_warp, place.threads);
+    jobs = heads + count + params.partitions + int64_t{count} * params.full_blocks +
+           int64_t{params.partitions - count} * params.sub_blocks;
+    if (jobs <= int64_t{multiprocessors} * kBlocksPerSm) break;
+  }
   if (jobs > INT32_MAX) {
     return Status::Refused("features", "fewer tokens in one launch",
                            std::to_string(jobs) + " jobs");

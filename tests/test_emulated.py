@@ -73,9 +73,9 @@ def test_launches_on_several_streams_share_the_device(name: str, resident_blocks
 
 
 @pytest.mark.parametrize("capability", [6, 9])
-@pytest.mark.parametrize("pictures", [64, 65, 512, 513])
+@pytest.mark.parametrize("pictures", [4, 5, 64, 65, 512, 513])
 def test_batches_that_outgrow_a_launch(pictures: int, capability: int) -> None:
-    """64 pictures a launch on sm_61, 512 from sm_70 on; the emulator refuses larger parameters."""
+    """4 or 64 pictures a launch, 512 from sm_70 on; the emulator refuses larger parameters."""
     call = seeded_call("select", 6, grids=((1, 1),) * pictures, T=4, H=1, D=1)
     schedule(pictures, 8, 32, lock_step=False, capability=capability)
     assert same(emulated("select", **call), reference("select", **call))

@@ -45,19 +45,19 @@ HAND_OVERS = ("wait_for", "arrive")
 HOT_ARCHS = (61, 80, 90, 100)
 HOT_GPUS = tuple(f"sm_{arch}" for arch in HOT_ARCHS)
 HOT = {
-    "scores, float16": ("select_kernel<Float16, false, 64>", "choose_job", "score_attention"),
-    "scores, float32": ("select_kernel<float, false, 64>", "choose_job", "score_attention"),
+    "scores, float16": ("select_kernel<Float16, false, 4>", "choose_job", "score_attention"),
+    "scores, float32": ("select_kernel<float, false, 4>", "choose_job", "score_attention"),
     "scores of the full image, float16": (
-        "select_kernel<Float16, false, 64>", "weigh_job", "score_attention"),
+        "select_kernel<Float16, false, 4>", "weigh_job", "score_attention"),
     "scores of the full image, float32": (
-        "select_kernel<float, false, 64>", "weigh_job", "score_attention"),
-    "a head": ("select_kernel<Float16, true, 64>", "heads_job", "attend"),
-    "its dot products": ("select_kernel<Float16, true, 64>", "heads_job", "dot_by_pieces"),
-    "its softmax": ("select_kernel<Float16, true, 64>", "heads_job", "add_softmax"),
-    "radix selection": ("select_kernel<Float16, false, 64>", "choose_job", "choose"),
-    "radix selection, weighing": ("select_kernel<Float16, false, 64>", "weigh_job", "choose"),
-    "a gather job": ("select_kernel<Float16, false, 64>", "gather_job"),
-    "its copy": ("select_kernel<Float16, false, 64>", "gather_job", "WarpGroup::copy"),
+        "select_kernel<float, false, 4>", "weigh_job", "score_attention"),
+    "a head": ("select_kernel<Float16, true, 4>", "heads_job", "attend"),
+    "its dot products": ("select_kernel<Float16, true, 4>", "heads_job", "dot_by_pieces"),
+    "its softmax": ("select_kernel<Float16, true, 4>", "heads_job", "add_softmax"),
+    "radix selection": ("select_kernel<Float16, false, 4>", "choose_job", "choose"),
+    "radix selection, weighing": ("select_kernel<Float16, false, 4>", "weigh_job", "choose"),
+    "a gather job": ("select_kernel<Float16, false, 4>", "gather_job"),
+    "its copy": ("select_kernel<Float16, false, 4>", "gather_job", "WarpGroup::copy"),
 }  # fmt: skip
 HOT_KERNELS = {path[0] for path in HOT.values()}
 
