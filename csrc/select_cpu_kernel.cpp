@@ -120,9 +120,9 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     const Picture& picture = pictures[w.picture_of[p]];
     const auto partition = static_cast<int32_t>(p - picture.first_partition);
     const int64_t first = picture.first_partition;
-    const int64_t* counts = call.output.counts + first;
+    const int64_t* counts = call.output.counts + first;  // [1 + R * C]
     int64_t* indices = call.output.indices;
-    int64_t row = base_row(picture, partition, counts, raster(picture, p));
+    int64_t row = base_row(picture, partition, counts + 1, raster(picture, p));
     int32_t y = -1, shift = 0;  // of the patch before
     const uint32_t* mask = w.kept + p * words;
     for (int32_t base = 0; base < T; base += 32) {
@@ -137,9 +137,10 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
       }
     }
     if (partition > 0) return;
-    for (int64_t i = filled_rows(picture, counts); i < picture.output_rows; ++i) {
-      indices[picture.first_row + i] = -1;
-    }
+    // Rows that the picture owns and does not fill (`published` only).
+    int64_t filled = 0;
+    for (int32_t i = 0; i <= picture.sub_images(); ++i) filled += counts[i];
+    for (int64_t i = filled; i < picture.output_rows; ++i) indices[picture.first_row + i] = -1;
   });
 
   const Features& features = call.features;

@@ -18,11 +18,13 @@ inline constexpr int kTinyBatch = 4;     // 0.6 KB
 inline constexpr int kSmallBatch = 64;   // 4 KB
 inline constexpr int kLargeBatch = 512;  // 32 KB, which sm_70 and later have
 
-// What is counted of one picture.
-struct PictureCounters {
-  uint32_t heads_init, heads_final;  // head jobs done
-  uint32_t weighed;                  // 1 once its budgets are known
-  uint32_t chosen;                   // partitions of which it is known what they keep
+// What is counted of one picture. The full image, whose budget is known beforehand, counts by
+// itself: its tokens are on their way while sub-images are still scored and weighed.
+struct alignas(16) PictureCounters {
+  uint32_t heads_init, heads_full, heads_sub;  // head jobs done
+  uint32_t weighed;                            // 1 once the budgets of sub-images are known
+  uint32_t chosen_full;                        // 1 once it is known what the full image keeps
+  uint32_t chosen_sub;                         // sub-images of which it is known what they keep
 };
 
 // What launches count: each finds its set at zero, and leaves the other at zero for the next one.
@@ -60,7 +62,7 @@ Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place);
 
 // Counters for launches on a stream: always the same for a stream, and no other stream's, also
 // where CUDA gives a new one the handle of one that was destroyed; new ones for each launch that a
-// graph captures, since a graph may run beside its stream. They live as long as the process, 16 KB
+// graph captures, since a graph may run beside its stream. They live as long as the process, 32 KB
 // each.
 Status find_counters(int device, void* stream, Counters** counters);
 

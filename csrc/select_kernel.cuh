@@ -109,7 +109,10 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
                  init ? params.key_lanes_init : params.key_lanes_final, index, h,
                  params.rules.tokens, reinterpret_cast<float*>(shared), group,
                  params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
-  arrive(init ? &counters[b].heads_init : &counters[b].heads_final);
+  PictureCounters& counted = counters[b];
+  arrive(init                           ? &counted.heads_init
+         : p == picture.first_partition ? &counted.heads_full
+                                        : &counted.heads_sub);
 }
 
 // keys [T] in shared memory of one score row, each thread its own, waiting for its heads if they
@@ -126,9 +129,11 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
     const auto heads = static_cast<uint32_t>(H);
     if (init) {
       wait_for(&counters[b].heads_init, heads, "heads_init", b);
+    } else if (p == picture.first_partition) {
+      wait_for(&counters[b].heads_full, heads, "heads_full", b);
     } else {
-      const uint32_t all = heads * static_cast<uint32_t>(1 + picture.sub_images());
-      wait_for(&counters[b].heads_final, all, "heads_final", b);
+      const uint32_t all = heads * static_cast<uint32_t>(picture.sub_images());
+      wait_for(&counters[b].heads_sub, all, "heads_sub", b);
     }
     const int64_t row = init ? params.P + picture.init_row : p;
     score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
@@ -193,11 +198,21 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
   const int32_t count = mark_kept(group, rules, picture, partition, keys, cut, budget,
                                   params.workspace.kept + int64_t{p} * mask_words(T));
   if (group.rank() == 0) params.output.counts[p] = count;
-  arrive(&counters[b].chosen);
+  arrive(partition == 0 ? &counters[b].chosen_full : &counters[b].chosen_sub);
+}
+
+// A row of the output, by one warp: its index, and its token or, where there is none, zeros.
+template <int kPictures>
+__device__ __forceinline__ void write_row(const LaunchParams<kPictures>& params,
+                                          const WarpGroup& warp, int64_t row, int64_t index,
+                                          const char* token) {
+  if (warp.rank() == 0) params.output.indices[row] = index;
+  const int64_t bytes = params.features.row_bytes;
+  gather_row(warp, token, bytes, static_cast<char*>(params.output.tokens) + row * bytes);
 }
 
 // Shared memory: masks [C, mask_words(T)] of the sub-images in the same row of the grid (or of the
-// partition alone), counts [1 + R * C].
+// partition alone), counts of the sub-images [R * C] (or of the full image alone).
 template <int kPictures>
 __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params, int32_t job,
                                            PictureCounters* counters, char* shared,
@@ -222,17 +237,22 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t chunk = full ? job : job % params.sub_blocks;
   const int32_t chunks = full ? params.full_blocks : params.sub_blocks;
   const int32_t p = picture.first_partition + partition;
-  const bool raster = rules.order == Order::kRaster && partition > 0;
+  const bool raster = rules.order == Order::kRaster && !full;
   const int32_t C = raster ? picture.cols : 1, c = raster ? (partition - 1) % C : 0;
 
+  if (full) {
+    wait_for(&counters[b].chosen_full, 1, "chosen_full", b);
+  } else {
+    wait_for(&counters[b].chosen_sub, static_cast<uint32_t>(n), "chosen_sub", b);
+  }
   // Masks and the low words of counts, with one trip to memory for both.
   auto* masks = reinterpret_cast<uint32_t*>(shared);
   const uint32_t* counts = masks + C * words;
   const uint32_t* mask_source = params.workspace.kept + int64_t{p - c} * words;
-  const auto* count_source =
-      reinterpret_cast<const uint32_t*>(params.output.counts + picture.first_partition);
-  wait_for(&counters[b].chosen, static_cast<uint32_t>(1 + n), "chosen", b);
-  for (int32_t i = group.rank(); i < C * words + 1 + n; i += group.size()) {
+  const auto* count_source = reinterpret_cast<const uint32_t*>(
+      params.output.counts + picture.first_partition + (full ? 0 : 1));
+  const int32_t staged = C * words + (full ? 1 : n);
+  for (int32_t i = group.rank(); i < staged; i += group.size()) {
     const int32_t counted = i - C * words;
     masks[i] = load_fresh(counted < 0 ? mask_source + i : count_source + 2 * counted);
   }
@@ -242,22 +262,21 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t first = chunk * group.teams() + group.team_index(), step = chunks * group.teams();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
-  auto* tokens = static_cast<char*>(params.output.tokens);
-  const auto write = [&](int64_t row, int64_t index, const char* token) {
-    if (warp.rank() == 0) params.output.indices[row] = index;
-    gather_row(warp, token, features.row_bytes, tokens + row * features.row_bytes);
-  };
   const int64_t base = base_row(picture, partition, counts, raster);
-  const auto kept = static_cast<int32_t>(counts[partition]);
+  const auto kept = static_cast<int32_t>(counts[partition - (full ? 0 : 1)]);
   for (int32_t i = first; i < kept; i += step) {
     const int32_t t = kept_patch(warp, masks + c * words, words, i);
     const int32_t shift = raster ? row_shift(warp, masks, words, side, C, c, t / side) : 0;
-    write(base + i + shift, int64_t{p} * T + t,
-          token_at(source, features.stride_p_bytes, features.stride_t_bytes, p, t));
+    write_row(params, warp, base + i + shift, int64_t{p} * T + t,
+              token_at(source, features.stride_p_bytes, features.stride_t_bytes, p, t));
   }
-  if (partition > 0) return;
-  for (int64_t i = filled_rows(picture, counts) + first; i < picture.output_rows; i += step) {
-    write(picture.first_row + i, -1, nullptr);
+  if (rules.policy != Policy::kPublished || !full) return;
+  // Rows that the picture owns and does not fill.
+  if (n > 0) wait_for(&counters[b].chosen_sub, static_cast<uint32_t>(n), "chosen_sub", b);
+  int64_t filled = picture.full_budget;
+  for (int32_t i = 1; i <= n; ++i) filled += load_fresh(count_source + 2 * i);
+  for (int64_t i = filled + first; i < picture.output_rows; i += step) {
+    write_row(params, warp, picture.first_row + i, -1, nullptr);
   }
 }
 
@@ -266,8 +285,8 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
 __device__ __forceinline__ void turn(Counters* counters, uint32_t set, const BlockGroup& group) {
   if (group.rank() == 0) counters->tickets = set ^ kOtherSet;
   auto* other = reinterpret_cast<uint4*>(counters->sets[set == 0 ? 1 : 0]);
-  static_assert(sizeof(PictureCounters) == sizeof(uint4));
-  for (int i = group.rank(); i < kLargeBatch; i += group.size()) other[i] = make_uint4(0, 0, 0, 0);
+  constexpr int kFours = sizeof(PictureCounters) * kLargeBatch / sizeof(uint4);
+  for (int i = group.rank(); i < kFours; i += group.size()) other[i] = make_uint4(0, 0, 0, 0);
 }
 
 // Every block: draw a ticket, do that job.

@@ -29,7 +29,7 @@ inline size_t shared_bytes(const Call& call, int64_t N, int32_t columns) {
   const int64_t T = call.plan->rules.tokens, mask = mask_words(call.plan->rules.tokens);
   const int64_t words = sizeof(uint32_t), choice = sizeof(ChooseScratch) + T * words;
   const int64_t weigh = choice + (4 * kMaxSubImages + 1 + mask) * words;
-  const int64_t gather = (std::max(1, columns) * mask + 1 + kMaxSubImages) * words;
+  const int64_t gather = (std::max(1, columns) * mask + kMaxSubImages) * words;
   return (4 + BlockGroup::kScratch) * words + std::max({head_bytes(N), weigh, gather});
 }
 

@@ -79,24 +79,17 @@ HIRED_FN int32_t row_shift(const Team& team, const uint32_t* masks, int32_t word
 }
 
 // The output row from which a partition's kept patches count: to it, a patch adds its position in
-// the partition and, where `raster`, the shift of its patch row. counts [1 + R * C].
+// the partition and, where `raster`, the shift of its patch row. counts [R * C] of the sub-images;
+// the full image keeps its budget.
 template <class Count>
 HIRED_FN int64_t base_row(const Picture& picture, int32_t partition, const Count* counts,
                           bool raster) {
-  const int32_t before = partition == 0 ? 0
-                         : raster       ? 1 + (partition - 1) / picture.cols * picture.cols
-                                        : partition;
-  int64_t row = picture.first_row;
+  if (partition == 0) return picture.first_row;
+  const int32_t sub_image = partition - 1;
+  const int32_t before = raster ? sub_image / picture.cols * picture.cols : sub_image;
+  int64_t row = picture.first_row + picture.full_budget;
   for (int32_t i = 0; i < before; ++i) row += counts[i];
   return row;
-}
-
-// Rows of the output that a picture fills; what it owns beyond them (`published` only) is empty.
-template <class Count>
-HIRED_FN int64_t filled_rows(const Picture& picture, const Count* counts) {
-  int64_t filled = 0;
-  for (int32_t i = 0; i <= picture.sub_images(); ++i) filled += counts[i];
-  return filled;
 }
 
 }  // namespace HIRED_ISA
