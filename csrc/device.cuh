@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What kernels need of the machine they run on: a GPU from sm_61 on, or the emulator of
-// tests/emulator, which compiles the same source for a host (HIRED_EMULATE). Nothing newer than
-// sm_61 is used: shuffles and votes with full masks in converged code, volatile and __threadfence
-// between blocks, no independent thread scheduling.
+// tests/emulator, which compiles the same source for a host (HIRED_EMULATE). For sm_61 nothing
+// newer is used: shuffles and votes with full masks in converged code, volatile and __threadfence
+// between blocks, no independent thread scheduling. Later GPUs have release and acquire between
+// blocks (sm_70) and sums over a warp in one instruction (sm_80).
 #pragma once
 
 #ifdef HIRED_EMULATE
@@ -17,6 +18,7 @@
 #endif
 #include <type_traits>
 
+#include "cuda_limits.h"
 #include "group.h"
 #include "scalar.h"
 
@@ -46,8 +48,8 @@ __device__ __forceinline__ char* shared_memory() {
 
 // Waits for other blocks -------------------------------------------------------------------------
 
-// Release and acquire between blocks are words of sm_70: they order what came before an arrival and
-// what comes after a wait without a fence for everything else. sm_61 has only such a fence.
+// Whoever waits needs no fence where there is an acquire, from sm_70 on; and a release waits for
+// stores alone where __threadfence is sequentially consistent.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 700
 #define HIRED_RELEASE_ACQUIRE 1
 #else
@@ -84,7 +86,7 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* counter) {
 // synchronisation returns an error. The job is the ticket that select_kernel keeps at the start of
 // shared memory.
 __device__ inline void give_up(const char* counter, int32_t picture, uint32_t have, uint32_t want) {
-  const uint32_t job = *reinterpret_cast<const uint32_t*>(shared_memory());
+  const uint32_t job = *reinterpret_cast<const uint32_t*>(shared_memory()) & ~kOtherSet;
 #ifdef HIRED_EMULATE
   char text[128];
   snprintf(text, sizeof text, "hired: block %u, job %u: %s, picture %d: have %u, want %u",
@@ -276,19 +278,25 @@ class WarpGroup {
  private:
   template <class Unit>
   __device__ void copy_by(char* to, const char* from, int64_t bytes) const {
-    constexpr int kInFlight = 4;
-    const int64_t units = bytes / static_cast<int64_t>(sizeof(Unit));
-    auto* target = reinterpret_cast<Unit*>(to);
-    const auto* source = reinterpret_cast<const Unit*>(from);
-    int64_t i = rank();
-    for (; i + (kInFlight - 1) * kWarp < units; i += kInFlight * kWarp) {
-      Unit held[kInFlight];
+    constexpr int kTogether = 4 * kWarp;  // 2 KB of 16 bytes in one trip: more is split in two
+    auto* target = reinterpret_cast<Unit*>(to) + rank();
+    const auto* source = reinterpret_cast<const Unit*>(from) + rank();
+    int64_t left = bytes / static_cast<int64_t>(sizeof(Unit)) - rank();
+#pragma unroll 1
+    for (; left > 0; left -= kTogether) {
+      const int n = left < kTogether ? static_cast<int>(left) : kTogether;
+      Unit held[kTogether / kWarp];
 #pragma unroll
-      for (int j = 0; j < kInFlight; ++j) held[j] = __ldg(source + i + j * kWarp);
+      for (int i = 0; i < kTogether; i += kWarp) {
+        if (i < n) held[i / kWarp] = __ldg(source + i);
+      }
 #pragma unroll
-      for (int j = 0; j < kInFlight; ++j) target[i + j * kWarp] = held[j];
+      for (int i = 0; i < kTogether; i += kWarp) {
+        if (i < n) target[i] = held[i / kWarp];
+      }
+      source += kTogether;
+      target += kTogether;
     }
-    for (; i < units; i += kWarp) target[i] = __ldg(source + i);
   }
 };
 
@@ -301,8 +309,12 @@ class BlockGroup {
   template <class Scalar>
   using Raw = RawScore<Scalar>;
   static constexpr int kWidth = 1;
-  static constexpr int kAhead = 16;   // the heads of CLIP-L
+  static constexpr int kAhead = 16;  // the heads of CLIP-L
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+  static constexpr int kColumns = 2;  // as three blocks of a multiprocessor have registers for
+#else
   static constexpr int kColumns = 3;  // with 256 threads all 576 patches of CLIP-L at 336 pixels
+#endif
   // Words of shared memory that reductions exchange: two of each warp, twice, since one reduction
   // may begin while some threads still read what the last one left.
   static constexpr int kScratch = 2 * 2 * kMaxWarps;

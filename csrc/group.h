@@ -12,11 +12,13 @@
 // row of bytes, copy(to, from, bytes) and zero(to, bytes).
 //
 // Members stand in teams() teams (warps), which can do without a barrier: team() is a group of
-// those in this one's, the team_index()-th, with rank(), size(), sync(), exclusive_sum(), sum(n)
-// and from(here, value), which gives the value of the one member where `here` holds to all.
+// those in this one's, the team_index()-th, with rank(), size() (kSize where it must be a
+// constant), sync(), exclusive_sum(), sum(n) and from(here, value), which gives the value of the
+// one member where `here` holds to all.
 //
 // All but rank, size, add and what says how many there are is collective: every member calls it,
-// the same number of times; either() and exclusive_sum() of the whole group are barriers, too.
+// the same number of times. either(), exclusive_sum() and, below, sum() and max() of the whole
+// group are barriers, too; mark() is none.
 //
 // For scores a group names a Lane, kWidth floats that one member works on at a time, and its
 // LaneWord. fetch(p, stride, n) reads n elements as they are in memory, Raw<Scalar>, and widen()

@@ -7,6 +7,7 @@
 // Bytes: every key once, in 16-byte pieces where all of a layer's keys begin at a multiple of 16.
 #pragma once
 
+#include "bits.h"
 #include "cuda_limits.h"
 #include "device.cuh"
 #include "phases/score.h"
@@ -15,19 +16,20 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// 16 bytes of keys a thread in flight, this many times over: as many as leave no spill. 19 are all
-// 577 keys of CLIP-L at 336 pixels in one round, 32 of them a time. sm_61 takes two rounds: there
-// the assembler makes three trips to memory of 19. So it is where a lane holds two pieces of a key.
+// 16 bytes of keys a thread in flight, this many times over, and blocks of a multiprocessor that
+// registers are counted for: as many as leave no spill, on any architecture (docs/kernels.md). 19
+// are all 577 keys of CLIP-L at 336 pixels in one round, 32 of them a time. Pascal takes two
+// rounds: there the assembler makes three trips to memory of 19, and with 10 there is room for a
+// third block, so that the 96 heads of a picture of five partitions find 90 places on a P40 at
+// once, not 60.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
 constexpr int kKeysInFlight = 10;
+constexpr int kBlocksPerSm = 3;
 #else
 constexpr int kKeysInFlight = 19;
-#endif
-constexpr int kWideKeysInFlight = 10;
-
-// What registers are counted for: enough that nothing spills, on every architecture
-// (docs/kernels.md).
 constexpr int kBlocksPerSm = 2;
+#endif
+constexpr int kTwoPiecesInFlight = 10;  // of keys of which a lane holds two pieces
 
 struct DeviceHeads {
   int32_t H, N, Dh;
@@ -44,30 +46,29 @@ struct Dots {
   float* logits;
 };
 
-// kLanes lanes share a key in 16-byte pieces; each warp takes kKeysInFlight times 32 / kLanes keys
-// a round. The query's pieces stay in registers, and are on their way together with the keys.
-// Returns the largest logit that this thread has seen.
-template <int kLanes, class Scalar>
-__device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots) {
+// `lanes` lanes share a key in 16-byte pieces, of which each has at most kPieces; each warp takes
+// as many keys a round as are in flight, times 32 / lanes. The query's pieces stay in registers,
+// and are on their way together with the keys. Returns the largest logit that this thread has seen.
+template <int kPieces, class Scalar>
+__device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots, int32_t lanes) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(Scalar));
-  constexpr int kMostPieces = static_cast<int>(kCudaLimits.head_width) / kPiece;
-  constexpr int kPieces = kLanes < kWarp ? 1 : (kMostPieces + kWarp - 1) / kWarp;  // of a lane
-  constexpr int kInFlight = kPieces == 1 ? kKeysInFlight : kWideKeysInFlight;
-  constexpr int kTogether = kWarp / kLanes;  // keys of one load of a warp
+  constexpr int kInFlight = kPieces == 1 ? kKeysInFlight : kTwoPiecesInFlight;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int step = static_cast<int>(blockDim.x) / kWarp * kTogether;
-  const int piece = lane % kLanes;
+  const int shift = bit_width(static_cast<uint32_t>(lanes)) - 1;
+  const int together = kWarp >> shift;  // keys of one load of a warp
+  const int step = static_cast<int>(blockDim.x) / kWarp * together;
+  const int piece = lane & (lanes - 1);
   const int pieces = dots.Dh / kPiece;
   float largest = -INFINITY;
-  for (int32_t base = warp * kTogether; base < dots.N; base += kInFlight * step) {
-    const int32_t first = base + lane / kLanes;
+  for (int32_t base = warp * together; base < dots.N; base += kInFlight * step) {
+    const int32_t first = base + (lane >> shift);
     float sums[kInFlight];
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) sums[j] = 0.0f;
+    for (float& sum : sums) sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const int d = piece + i * kLanes;
+      const int d = piece + i * kWarp;
       if (d >= pieces) continue;
       // Load
       uint4 held[kInFlight];
@@ -92,7 +93,8 @@ __device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots) {
     }
     // Reduce
 #pragma unroll
-    for (int other = kLanes / 2; other > 0; other /= 2) {
+    for (int other = kWarp / 2; other > 0; other /= 2) {
+      if (other >= lanes) continue;
 #pragma unroll
       for (float& sum : sums) sum += __shfl_xor_sync(kFullWarp, sum, other);
     }
@@ -110,15 +112,25 @@ __device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots) {
 // The same whatever the alignment and width: a key a warp, an element a lane.
 template <class Scalar>
 __device__ __forceinline__ float dot_by_elements(const Dots<Scalar>& dots) {
+  constexpr int kElements = static_cast<int>(kCudaLimits.head_width) / kWarp;  // of a lane
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
+  float query[kElements];
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    const int d = lane + i * kWarp;
+    query[i] = d < dots.Dh ? load_float(dots.query + d) : 0.0f;
+  }
   float largest = -INFINITY;
   for (int32_t n = static_cast<int>(threadIdx.x) / kWarp; n < dots.N; n += warps) {
     const Scalar* key = dots.keys + n * dots.stride_n;
     float sum = 0.0f;
-    for (int d = lane; d < dots.Dh; d += kWarp) {
-      sum += load_float(dots.query + d) * load_float(key + d);
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      const int d = lane + i * kWarp;
+      if (d < dots.Dh) sum += query[i] * load_float(key + d);
     }
+#pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
     const float logit = sum * dots.scale;
     largest = logit > largest ? logit : largest;
@@ -142,13 +154,11 @@ __device__ __forceinline__ void attend(const DeviceHeads& heads, const QueriesKe
       heads.Dh,
       heads.scale,
       logits};
-  float largest;
-  switch (key_lanes) {
-    case 8: largest = dot_by_pieces<8>(dots); break;
-    case 16: largest = dot_by_pieces<16>(dots); break;
-    case 32: largest = dot_by_pieces<32>(dots); break;
-    default: largest = dot_by_elements(dots); break;
-  }
+  constexpr int kPieces = static_cast<int>(kCudaLimits.head_width * sizeof(Scalar)) / (16 * kWarp);
+  const float largest = key_lanes == 0 ? dot_by_elements(dots)
+                        : kPieces == 2 && heads.Dh * sizeof(Scalar) > 16 * kWarp
+                            ? dot_by_pieces<2>(dots, key_lanes)
+                            : dot_by_pieces<1>(dots, key_lanes);
   add_softmax(group, largest, logits, heads.N, T, /*first=*/true, attention);
 }
 

@@ -37,8 +37,6 @@ struct Counters {
   PictureCounters sets[2][kLargeBatch];
 };
 
-inline constexpr uint32_t kOtherSet = 0x80000000u;  // in Counters::tickets
-
 struct DeviceWorkspace {
   Counters* counters;
   float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer

@@ -23,7 +23,7 @@ template <class Group, class Scalar>
 HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
                               int64_t stride_t, int32_t H, int32_t T, uint32_t* keys) {
   constexpr int kWidth = Group::kWidth, kAhead = Group::kAhead, kColumns = Group::kColumns;
-  const int64_t head_bytes = stride_h * static_cast<int64_t>(sizeof(Scalar));
+  const int64_t head_stride = stride_h * static_cast<int64_t>(sizeof(Scalar));
   const int32_t step = group.size() * kWidth;
   for (int32_t first = group.rank() * kWidth; first < T; first += kColumns * step) {
     const int n = T - first < kWidth ? T - first : kWidth;
@@ -39,7 +39,7 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
       typename Group::template Raw<Scalar> ahead[kAhead][kColumns];
       HIRED_UNROLL
       for (int i = 0; i < kAhead; ++i) {
-        const int64_t bytes = i + 1 < left ? head_bytes : 0;
+        const int64_t bytes = i + 1 < left ? head_stride : 0;
         HIRED_UNROLL
         for (int j = 0; j < kColumns; ++j) {
           ahead[i][j] = group.fetch(reinterpret_cast<const Scalar*>(next[j]), stride_t, n);
