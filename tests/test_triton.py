@@ -30,6 +30,7 @@ if not INTERPRETED:
 import triton
 import triton.language as tl
 
+from hired_kernels.triton_kernels import choose as choosing
 from hired_kernels.triton_kernels import cls_attention_triton, select_triton
 from hired_kernels.triton_kernels import pictures as packing
 
@@ -197,6 +198,42 @@ def test_the_plan_is_that_of_the_native_code(policy: str) -> None:
                     {name: getattr(picture, name) for name in entry}
                     for picture, entry in zip(ours, theirs, strict=True)
                 ] == theirs
+
+
+# The choice.
+
+
+@triton.jit
+def choose_of(keys, kept, k, BLOCK_T: tl.constexpr):
+    t = tl.arange(0, BLOCK_T)
+    chosen = choosing.choose(tl.load(keys + t).to(tl.uint32, bitcast=True), k)
+    tl.store(kept + t, chosen.to(tl.int32))
+
+
+KEYS = {  # of n patches: what takes one step and four, ends early, or leaves ties
+    "any": lambda n: torch.randint(1, 2**32, (n,)),
+    "close": lambda n: 0xBC000000 + torch.randint(300, (n,)),
+    "sums": lambda n: torch.rand(n).view(torch.int32).long() + 2**31,
+    "few": lambda n: 1 + torch.randint(4, (n,)) * 0x20000000,
+    "lowest-and-highest": lambda n: 1 + torch.randint(2, (n,)) * 0xFFFFFFFE,
+    "powers": lambda n: 1 << torch.randint(32, (n,)),
+    "nan": lambda n: 1 + torch.randint(2, (n,)) * torch.randint(2**20, (n,)),
+    "same": lambda n: torch.full((n,), 7),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_largest_are_chosen_of_equal_ones_the_first(name: str) -> None:
+    torch.manual_seed(1)
+    for n, block in ((1, 32), (20, 32), (64, 64), (300, 512)):
+        keys = torch.zeros(block, dtype=torch.int64)  # what is excluded
+        keys[torch.randperm(block)[:n]] = KEYS[name](n)
+        for k in {0, 1, n // 2, n - 1, n}:
+            expected = torch.zeros(block, dtype=torch.int32)
+            expected[torch.argsort(keys, descending=True, stable=True)[:k]] = 1
+            kept = torch.full_like(expected, -1)
+            choose_of[(1,)](keys.to(torch.uint32).view(torch.int32), kept, k, block)
+            assert torch.equal(kept, expected)
 
 
 # Data.
