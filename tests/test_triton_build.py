@@ -66,6 +66,15 @@ def test_large_calls_hardly_spill(op: str, changes: dict[str, Any]) -> None:
     assert max(kernel.spill_stores, kernel.spill_loads) <= most
 
 
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_a_row_of_scores_is_fetched_in_one_trip(gpu: str) -> None:
+    """All loads of a thread, five patches of 16 heads, before the first is looked at."""
+    sass = triton_report.compile_call("select<float16, exact>", gpu).asm["sass"]
+    found = re.findall(r"\b(?:(LDG\.E\.U16)|HADD2\.F32)\b", sass)
+    order = "".join("L" if load else "u" for load in found)
+    assert re.fullmatch("(L{80}u+){2}", order), "for the budgets, and for a choice"
+
+
 @pytest.mark.parametrize(
     ("beyond", "wide", "bytewise"), [(0, True, False), (2, False, False), (1, False, True)]
 )

@@ -202,7 +202,7 @@ def launch_select(
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
         **tiles, PICTURES=most, COUNTERS=counters, DRAIN=_needs_drain(device),
-        num_warps=warps(T), enable_fp_fusion=True,
+        num_warps=warps(T), enable_fp_fusion=True, **_registers(device),
     )  # fmt: skip
 
 
@@ -223,6 +223,16 @@ def _needs_drain(device: torch.device) -> bool:
     if device.type != "cuda" or not torch.version.hip:
         return False
     return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx9")
+
+
+# All that 16 warps can have. By itself ptxas stops at 64 to 96, for the sake of programs beside
+# this one, and fetches a row of scores in two or three trips instead of one.
+MOST_REGISTERS = 128
+
+
+def _registers(device: torch.device) -> dict[str, int]:
+    """What only NVIDIA's compiler is told."""
+    return {} if torch.version.hip else {"maxnreg": MOST_REGISTERS}
 
 
 def _chunks(pictures: list[Picture], rows: int, block_rows: int) -> tuple[int, int]:
