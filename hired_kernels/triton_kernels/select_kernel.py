@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .allocate import allocate
-from .choose import choose
+from .choose import choose_from, count_first
 from .pictures import (
     SUB_IMAGES,
     find_picture,
@@ -74,26 +74,31 @@ def row_keys(
 
 @triton.jit
 def choose_job(
-    partition, kept_in_full, keys, box, budgets, shares, kept_list, row_counts, counts,
+    partition, kept_in_full, keys, box, budgets, weighed, shares, kept_list, row_counts, counts,
     T: tl.constexpr, SIDE: tl.constexpr, BLOCK_T: tl.constexpr,
     PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
 ):  # fmt: skip
     """What a partition (0: the full image) keeps of keys [BLOCK_T]: its list, its number, and for
     sub-images under raster order its number in each patch row. Pointers are the partition's own,
-    that to shares [R * C] the picture's."""
+    those to the counter and to shares [R * C] the picture's. What does not hang on the budgets is
+    done before they are waited for."""
     t = tl.arange(0, BLOCK_T)
     valid = t < T
-    k = kept_in_full
-    if partition > 0:
-        k = tl.load(shares + partition - 1)
-        if not is_whole(box, budgets, SIDE):
-            valid &= is_picture(box, budgets, partition - 1, t, SIDE)
+    if partition > 0 and not is_whole(box, budgets, SIDE):
+        valid &= is_picture(box, budgets, partition - 1, t, SIDE)
     if not PUBLISHED:  # which learns what is padding only after it has chosen
         keys = tl.where(valid, keys, KEY_EXCLUDED)
-    kept = choose(keys, k) & valid
+    first = count_first(keys)
+    k = kept_in_full
+    if partition > 0:
+        wait_for(weighed, 1)
+        k = tl.load(shares + partition - 1)
+    kept = choose_from(keys, first, k) & valid
     places = tl.cumsum(kept.to(tl.int32), axis=0)
     tl.store(kept_list + places - 1, t, mask=kept)
-    tl.store(counts, tl.sum(kept.to(tl.int64), axis=0))
+    # No budget is beyond what may be kept, so that `exact` keeps all of it.
+    number = tl.sum(kept.to(tl.int64), axis=0) if PUBLISHED else k.to(tl.int64)
+    tl.store(counts, number)
     if RASTER:
         y = tl.arange(0, SUB_IMAGES)
         tl.store(row_counts + y, tl.histogram(t // SIDE, SUB_IMAGES, mask=kept), mask=y < SIDE)
@@ -219,11 +224,11 @@ def select_kernel(
         if FROM_KEYS:
             wait_for(counter_of(counters, b, HEADS_FINAL), H * (1 + R * C))
         keys = row_keys(final, p, p, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
-        wait_for(counter_of(counters, b, WEIGHED), 1)
         choose_job(
             p - first_partition_of(budgets), full_budget_of(place), keys, box, budgets,
-            shares + first_partition_of(budgets) + 1, kept_lists + p.to(tl.int64) * T,
-            row_counts + p * SIDE, counts + p, T, SIDE, BLOCK_T, PUBLISHED, RASTER,
+            counter_of(counters, b, WEIGHED), shares + first_partition_of(budgets) + 1,
+            kept_lists + p.to(tl.int64) * T, row_counts + p * SIDE, counts + p,
+            T, SIDE, BLOCK_T, PUBLISHED, RASTER,
         )  # fmt: skip
         arrive(counter_of(counters, b, CHOSEN), DRAIN)
     else:
