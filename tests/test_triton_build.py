@@ -245,13 +245,13 @@ def test_what_is_written_is_read_only_after_a_barrier_and_a_release() -> None:
     """One thread counts and looks for all: barriers stand before it counts and after it looked."""
     ptx = triton_report.compile_call("select_qk<float16, exact>", "sm_90").asm["ptx"]
     lines = [line for line in ptx.splitlines() if line.strip() and ".loc" not in line]
-    kinds = {"relaxed.add": 1, "acq_rel.add": 1, "acquire.b32": 4, "release.add": (3, 4)}
+    kinds = {"relaxed.add": 1, "acquire.b32": 4, "release.add": (3, 4)}
     for kind, expected in kinds.items():
         places = [i for i, line in enumerate(lines) if f".global.gpu.{kind}" in line]
         assert len(places) in (expected if isinstance(expected, tuple) else (expected,))
         for i in places:
             before, after = lines[i - 6 : i], lines[i + 1 : i + 9]
-            if kind in ("release.add", "acq_rel.add"):
+            if kind == "release.add":
                 assert any("bar.sync" in line for line in before)
             if kind == "acquire.b32":
                 assert any("bar.sync" in line for line in after)
@@ -270,7 +270,7 @@ def test_each_wave_of_gfx9_waits_for_its_own_stores(gpu: str) -> None:
         barrier = lines.index("s_barrier", i)
         assert not any("store" in line for line in lines[i:barrier])
         barriers.add(barrier)
-    assert len(barriers) >= 4, "the heads, the weights, the choices, the last word"
+    assert len(barriers) >= 3, "the heads, the weights, the choices"
 
 
 def test_without_a_gpu_the_table_says_so() -> None:

@@ -37,7 +37,6 @@ from .tickets import (
     arrive,
     counter_of,
     draw_ticket,
-    leave,
     wait_for,
 )
 
@@ -148,7 +147,7 @@ def clear_rows(
 
 _NOT_COMPILED_IN = [
     "count", "partitions", "first_partition", "init_is_by_picture", "init_jobs", "counted",
-    "full_chunks", "sub_chunks", "pictures", "heads",
+    "full_chunks", "sub_chunks", "pictures", "heads", "set_words",
 ]  # fmt: skip
 
 
@@ -164,7 +163,8 @@ def select_kernel(
     # [rows, N, H, Dh], three strides); P rows, or for init one a picture
     workspace,  # int32: kept lists [P, T], row counts [P, SIDE], shares [P]; then, of `select_qk`,
     # float32 probabilities [P + B, H, N], those of init last
-    counters, pictures,  # tickets.py, pictures.py
+    counters, set_words,  # tickets.py
+    pictures,  # pictures.py
     count, partitions, first_partition,  # pictures and partitions of this launch, those before it
     init_is_by_picture, init_jobs, counted, full_chunks, sub_chunks, scale,
     heads,  # H again, where it must not be known: see attend
@@ -173,12 +173,12 @@ def select_kernel(
     FROM_KEYS: tl.constexpr, PUBLISHED: tl.constexpr, RASTER: tl.constexpr,
     BLOCK_T: tl.constexpr, ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    PICTURES: tl.constexpr, COUNTERS: tl.constexpr, DRAIN: tl.constexpr,
+    PICTURES: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
     kept_lists, row_counts = workspace, workspace + partitions * T
     shares = row_counts + partitions * SIDE
     probabilities = (shares + partitions).to(tl.pointer_type(tl.float32), bitcast=True)
-    job = draw_ticket(counters)
+    job, ours = draw_ticket(counters, set_words)
     heads_jobs = 0
     each = heads if H == 1 else H  # jobs of a row
     if FROM_KEYS:
@@ -192,7 +192,7 @@ def select_kernel(
                 row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
                 heads_job(
                     init, row, partitions + b, h, scale, probabilities,
-                    counter_of(counters, b, HEADS_INIT), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                    counter_of(ours, b, HEADS_INIT), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
                     DRAIN, True,
                 )  # fmt: skip
     elif job < heads_jobs:
@@ -201,7 +201,7 @@ def select_kernel(
             b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
             heads_job(
                 final, p, p, h, scale, probabilities,
-                counter_of(counters, b, HEADS_FINAL), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
+                counter_of(ours, b, HEADS_FINAL), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
                 DRAIN, False,
             )  # fmt: skip
     elif job < heads_jobs + count:
@@ -211,26 +211,26 @@ def select_kernel(
         given = tl.zeros([SUB_IMAGES], tl.int32)
         if rest_of(budgets) > 0:
             if FROM_KEYS:
-                wait_for(counter_of(counters, b, HEADS_INIT), H)
+                wait_for(counter_of(ours, b, HEADS_INIT), H)
             row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
             keys = row_keys(init, row, partitions + b, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
             given = allocate(box, budgets, keys, counted, T, SIDE, BLOCK_T, PUBLISHED)
         tl.store(shares + first_partition_of(budgets) + 1 + i, given, mask=i < R * C)
-        arrive(counter_of(counters, b, WEIGHED), DRAIN)
+        arrive(counter_of(ours, b, WEIGHED), DRAIN)
     elif job < heads_jobs + count + partitions:
         p = job - heads_jobs - count
         b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
         R, C = grid_of(box, budgets)
         if FROM_KEYS:
-            wait_for(counter_of(counters, b, HEADS_FINAL), H * (1 + R * C))
+            wait_for(counter_of(ours, b, HEADS_FINAL), H * (1 + R * C))
         keys = row_keys(final, p, p, probabilities, T, H, N, BLOCK_T, FROM_KEYS)
         choose_job(
             p - first_partition_of(budgets), full_budget_of(place), keys, box, budgets,
-            counter_of(counters, b, WEIGHED), shares + first_partition_of(budgets) + 1,
+            counter_of(ours, b, WEIGHED), shares + first_partition_of(budgets) + 1,
             kept_lists + p.to(tl.int64) * T, row_counts + p * SIDE, counts + p,
             T, SIDE, BLOCK_T, PUBLISHED, RASTER,
         )  # fmt: skip
-        arrive(counter_of(counters, b, CHOSEN), DRAIN)
+        arrive(counter_of(ours, b, CHOSEN), DRAIN)
     else:
         job -= heads_jobs + count + partitions
         b, box, budgets, place = find_picture(
@@ -245,7 +245,7 @@ def select_kernel(
         chunk = tl.where(is_full, job, job % sub_chunks)
         chunks = tl.where(is_full, full_chunks, sub_chunks)
         p = full_image + partition
-        wait_for(counter_of(counters, b, CHOSEN), 1 + R * C)
+        wait_for(counter_of(ours, b, CHOSEN), 1 + R * C)
 
         i = tl.arange(0, SUB_IMAGES)
         in_subs = tl.load(counts + full_image + 1 + i, mask=i < R * C, other=0).to(tl.int32)
@@ -272,4 +272,3 @@ def select_kernel(
                 first_row_of(place) + output_rows_of(budgets), chunk, chunks,
                 D, BLOCK_ROWS, BLOCK_D,
             )  # fmt: skip
-    leave(counters, COUNTERS, DRAIN)
