@@ -26,7 +26,7 @@ from .pictures import (
     output_rows_of,
     rest_of,
 )
-from .place import raster_shifts
+from .place import counts_beside, raster_shifts
 from .region import is_picture, is_whole
 from .score import KEY_EXCLUDED, attend, score_attention
 from .tickets import (
@@ -104,30 +104,56 @@ def choose_job(
 
 
 @triton.jit
+def load_kept(kept_list, i, length):
+    """Which patches stand at i of a list; 0 beyond its length."""
+    return tl.load(kept_list + i, mask=i < length, other=0)
+
+
+@triton.jit
+def load_tokens(features, stride_t, t, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The first BLOCK_D columns of those tokens t [BLOCK_ROWS] that are inside."""
+    d = tl.arange(0, BLOCK_D)[None, :]
+    here = inside[:, None] & (d < D)  # [BLOCK_ROWS, BLOCK_D]
+    return tl.load(features + t[:, None].to(tl.int64) * stride_t + d, mask=here, other=0)
+
+
+@triton.jit
+def places_of(t, i, shifts, SIDE: tl.constexpr, RASTER: tl.constexpr):
+    """Where patches t go, the i-th ones that their partition keeps, from its first row on."""
+    if RASTER:
+        i += tl.gather(shifts, t // SIDE, axis=0)
+    return i
+
+
+@triton.jit
 def gather_job(
-    features, stride_t, tokens, indices, first_index, kept_list, kept, row, shifts, chunk, chunks,
-    T: tl.constexpr, SIDE: tl.constexpr, D: tl.constexpr,
+    features, stride_t, tokens, indices, first_index, kept_list, kept, fetched, row, shifts,
+    first, step,
+    SIDE: tl.constexpr, D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RASTER: tl.constexpr,
 ):  # fmt: skip
-    """A partition's kept tokens, every chunks-th block of rows from the chunk-th on.
+    """A partition's kept tokens, blocks of rows `step` apart from row `first` on.
 
     features [T, D] and first_index are the partition's; its rows of tokens [K, D] and indices [K]
-    count from `row`, to which shifts [SUB_IMAGES] add by patch row.
+    count from `row`, to which shifts [SUB_IMAGES] add by patch row. `fetched`: the patches of the
+    first block, their places and tokens, and the patches of the second.
     """
-    for start in range(chunk * BLOCK_ROWS, kept, chunks * BLOCK_ROWS):
-        i = start + tl.arange(0, BLOCK_ROWS)
+    t, places, tile, later = fetched
+    i = first + tl.arange(0, BLOCK_ROWS)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    for _ in range(first, kept, step):
         inside = i < kept
-        t = tl.load(kept_list + i, mask=inside, other=0)  # [BLOCK_ROWS]
-        to = row + i
-        if RASTER:
-            to += tl.gather(shifts, t // SIDE, axis=0)
+        to = row + places
         tl.store(indices + to, first_index + t, mask=inside)
-        copy_from = features + t[:, None].to(tl.int64) * stride_t
-        copy_to = tokens + to[:, None].to(tl.int64) * D
-        for column in range(0, D, BLOCK_D):
-            d = column + tl.arange(0, BLOCK_D)[None, :]
-            here = inside[:, None] & (d < D)  # [BLOCK_ROWS, BLOCK_D]
-            tl.store(copy_to + d, tl.load(copy_from + d, mask=here, other=0), mask=here)
+        copy_to = tokens + to[:, None].to(tl.int64) * D + d
+        tl.store(copy_to, tile, mask=inside[:, None] & (d < D))
+        for column in range(BLOCK_D, D, BLOCK_D):
+            tile = load_tokens(features + column, stride_t, t, inside, D - column, BLOCK_D)
+            tl.store(copy_to + column, tile, mask=inside[:, None] & (column + d < D))
+        i += step
+        t, later = later, load_kept(kept_list, i + step, kept)
+        tile = load_tokens(features, stride_t, t, i < kept, D, BLOCK_D)
+        places = places_of(t, i, shifts, SIDE, RASTER)
 
 
 @triton.jit
@@ -245,25 +271,40 @@ def select_kernel(
         chunk = tl.where(is_full, job, job % sub_chunks)
         chunks = tl.where(is_full, full_chunks, sub_chunks)
         p = full_image + partition
+        sub_image = tl.maximum(partition - 1, 0)
+        all_before = sub_image  # sub-images, of which all that is kept comes before this one's
+        if RASTER:
+            all_before = sub_image // tl.maximum(C, 1) * C
         wait_for(counter_of(ours, b, CHOSEN), 1 + R * C)
 
+        # One trip to memory: all is asked for, whatever the counts will say, before any is looked
+        # at. A second one for the tokens; where they go is worked out meanwhile.
         i = tl.arange(0, SUB_IMAGES)
+        kept_list = kept_lists + p.to(tl.int64) * T
+        first, step = chunk * BLOCK_ROWS, chunks * BLOCK_ROWS
+        in_block = first + tl.arange(0, BLOCK_ROWS)
+        t, later = load_kept(kept_list, in_block, T), load_kept(kept_list, in_block + step, T)
         in_subs = tl.load(counts + full_image + 1 + i, mask=i < R * C, other=0).to(tl.int32)
         in_full = tl.load(counts + full_image).to(tl.int32)
         kept = tl.load(counts + p).to(tl.int32)
-        row = first_row_of(place)
+        before = tl.where(i < all_before, in_subs, 0)
         shifts = tl.zeros([SUB_IMAGES], tl.int32)
-        if partition > 0:
-            row += in_full
-            if RASTER:
-                band = row_counts + (full_image + 1) * SIDE
-                shifts = raster_shifts(band, in_subs, partition - 1, C, SIDE)
-            else:
-                row += tl.sum(tl.where(i < partition - 1, in_subs, 0), axis=0)
+        if RASTER:
+            band, columns = row_counts + (full_image + 1) * SIDE, tl.where(is_full, 0, C)
+            beside = counts_beside(band, sub_image, columns, SIDE)
+        row = first_row_of(place) + tl.where(is_full, 0, in_full)
+        t = tl.where(in_block < kept, t, 0)
+        later = tl.where(in_block + step < kept, later, 0)
+        own_features = features + p.to(tl.int64) * stride_p
+        tile = load_tokens(own_features, stride_t, t, in_block < kept, D, BLOCK_D)
+        if RASTER:
+            shifts = raster_shifts(beside)
+        places = places_of(t, in_block, shifts, SIDE, RASTER)
+        row += tl.sum(before, axis=0)  # last: ptxas has it wait for the tokens
         gather_job(
-            features + p.to(tl.int64) * stride_p, stride_t, tokens, indices,
-            (first_partition + p).to(tl.int64) * T, kept_lists + p.to(tl.int64) * T, kept, row,
-            shifts, chunk, chunks, T, SIDE, D, BLOCK_ROWS, BLOCK_D, RASTER,
+            own_features, stride_t, tokens, indices, (first_partition + p).to(tl.int64) * T,
+            kept_list, kept, (t, places, tile, later), row, shifts, first, step,
+            SIDE, D, BLOCK_ROWS, BLOCK_D, RASTER,
         )  # fmt: skip
         if PUBLISHED and partition == 0:
             filled = in_full + tl.sum(in_subs, axis=0)
