@@ -75,6 +75,15 @@ def test_a_row_of_scores_is_fetched_in_one_trip(gpu: str) -> None:
     assert re.fullmatch("(L{80}u+){2}", order), "for the budgets, and for a choice"
 
 
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_tokens_are_on_their_way_while_their_places_are_worked_out(gpu: str) -> None:
+    sass = triton_report.compile_call("select<float16, exact>", gpu).asm["sass"]
+    after = sass[sass.rindex("LDG.E.STRONG.GPU") :]  # the last wait: for the choices
+    found = re.findall(r"\b(?:(LDG\.E\.128)|(BAR\.SYNC)|STG\.E\.128)\b", after)
+    order = "".join("L" if load else "|" if barrier else "s" for load, barrier in found)
+    assert re.match(r"\|LLLL\|{8}s", order), "barriers: one of the wait, eight of the places"
+
+
 @pytest.mark.parametrize(
     ("beyond", "wide", "bytewise"), [(0, True, False), (2, False, False), (1, False, True)]
 )

@@ -272,9 +272,10 @@ def select_kernel(
         chunks = tl.where(is_full, full_chunks, sub_chunks)
         p = full_image + partition
         sub_image = tl.maximum(partition - 1, 0)
-        all_before = sub_image  # sub-images, of which all that is kept comes before this one's
+        preceding = sub_image  # partitions, of which all that is kept comes first: at most 64
         if RASTER:
-            all_before = sub_image // tl.maximum(C, 1) * C
+            preceding = sub_image // tl.maximum(C, 1) * C
+        preceding = tl.where(is_full, 0, preceding + 1)
         wait_for(counter_of(ours, b, CHOSEN), 1 + R * C)
 
         # One trip to memory: all is asked for, whatever the counts will say, before any is looked
@@ -284,15 +285,12 @@ def select_kernel(
         first, step = chunk * BLOCK_ROWS, chunks * BLOCK_ROWS
         in_block = first + tl.arange(0, BLOCK_ROWS)
         t, later = load_kept(kept_list, in_block, T), load_kept(kept_list, in_block + step, T)
-        in_subs = tl.load(counts + full_image + 1 + i, mask=i < R * C, other=0).to(tl.int32)
-        in_full = tl.load(counts + full_image).to(tl.int32)
+        before = tl.load(counts + full_image + i, mask=i < preceding, other=0).to(tl.int32)
         kept = tl.load(counts + p).to(tl.int32)
-        before = tl.where(i < all_before, in_subs, 0)
         shifts = tl.zeros([SUB_IMAGES], tl.int32)
         if RASTER:
             band, columns = row_counts + (full_image + 1) * SIDE, tl.where(is_full, 0, C)
             beside = counts_beside(band, sub_image, columns, SIDE)
-        row = first_row_of(place) + tl.where(is_full, 0, in_full)
         t = tl.where(in_block < kept, t, 0)
         later = tl.where(in_block + step < kept, later, 0)
         own_features = features + p.to(tl.int64) * stride_p
@@ -300,14 +298,16 @@ def select_kernel(
         if RASTER:
             shifts = raster_shifts(beside)
         places = places_of(t, in_block, shifts, SIDE, RASTER)
-        row += tl.sum(before, axis=0)  # last: ptxas has it wait for the tokens
+        # Last, for ptxas may have it wait for the tokens.
+        row = first_row_of(place) + tl.sum(before, axis=0)
         gather_job(
             own_features, stride_t, tokens, indices, (first_partition + p).to(tl.int64) * T,
             kept_list, kept, (t, places, tile, later), row, shifts, first, step,
             SIDE, D, BLOCK_ROWS, BLOCK_D, RASTER,
         )  # fmt: skip
         if PUBLISHED and partition == 0:
-            filled = in_full + tl.sum(in_subs, axis=0)
+            in_subs = tl.load(counts + full_image + 1 + i, mask=i < R * C, other=0).to(tl.int32)
+            filled = kept + tl.sum(in_subs, axis=0)
             clear_rows(
                 tokens, indices, first_row_of(place) + filled,
                 first_row_of(place) + output_rows_of(budgets), chunk, chunks,
