@@ -30,7 +30,8 @@ if not INTERPRETED:
 import triton
 import triton.language as tl
 
-from hired_kernels.triton_kernels import cls_attention_triton, select_triton
+from hired_kernels.triton_kernels import choose as choosing
+from hired_kernels.triton_kernels import cls_attention_triton, select_triton, tickets
 from hired_kernels.triton_kernels import pictures as packing
 
 pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
@@ -47,7 +48,7 @@ def a_call(op: str, seed: int, **sizes: Any) -> Call:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The arguments of every launch, and the counters as it leaves them."""
     seen, kernel = [], select_triton.select_kernel
-    counters = torch.zeros(512, dtype=torch.int32)
+    counters = torch.zeros(tickets.counters_of(64), dtype=torch.int32)
 
     class Recorder:
         def __getitem__(self, grid: tuple[int]) -> Any:
@@ -65,14 +66,33 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 # Launches.
 
 
+def assert_ready_for(launch: int, counters: torch.Tensor) -> None:
+    """No ticket is drawn, and the set is zero that the launch takes, the first one being 0."""
+    begin, words = tickets.SETS.value, tickets.set_of(len(counters))
+    first, second = counters[begin : begin + words], counters[begin + words :]
+    assert len(first) == len(second) == 256
+    assert counters[:begin].tolist() == [-(2**31) if launch % 2 else 0, 0]
+    assert not (second if launch % 2 else first).any()
+    assert launch == 0 or (first if launch % 2 else second).any(), "what the one before counted"
+
+
 @pytest.mark.parametrize("policy", ["exact", "published"])
 @pytest.mark.parametrize("op", ["select", "select_qk"])
-def test_one_launch_a_call_that_leaves_the_counters_at_zero(op: str, policy: str, launches) -> None:
+def test_one_launch_a_call_that_leaves_the_counters_ready(op: str, policy: str, launches) -> None:
     call = a_call(op, 1, policy=policy, **MIXED)
-    for calls in range(1, 3):
+    for calls in range(1, 5):
         assert same(interpreted(op, **call), reference(op, **call))
         assert len(launches) == calls
-        assert not launches[-1]["counters"].any()
+        assert_ready_for(calls, launches[-1]["counters"])
+
+
+def test_launches_of_any_size_leave_the_counters_ready_for_any_other(launches) -> None:
+    sizes = (9, 1, 2, 1, 9, 2, 9, 9, 1, 1, 2, 2, 9)
+    for calls, B in enumerate(sizes, 1):
+        call = seeded_call("select", calls, grids=(((1, 1), (0, 0)) * 5)[:B], T=4, H=1, D=1)
+        assert same(interpreted("select", **call), reference("select", **call))
+        assert_ready_for(calls, launches[-1]["counters"])
+    assert {launch["PICTURES"] for launch in launches} == {1, 8, 64}
 
 
 def test_cls_attention_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +217,42 @@ def test_the_plan_is_that_of_the_native_code(policy: str) -> None:
                     {name: getattr(picture, name) for name in entry}
                     for picture, entry in zip(ours, theirs, strict=True)
                 ] == theirs
+
+
+# The choice.
+
+
+@triton.jit
+def choose_of(keys, kept, k, BLOCK_T: tl.constexpr):
+    t = tl.arange(0, BLOCK_T)
+    chosen = choosing.choose(tl.load(keys + t).to(tl.uint32, bitcast=True), k)
+    tl.store(kept + t, chosen.to(tl.int32))
+
+
+KEYS = {  # of n patches: what takes one step and four, ends early, or leaves ties
+    "any": lambda n: torch.randint(1, 2**32, (n,)),
+    "close": lambda n: 0xBC000000 + torch.randint(300, (n,)),
+    "sums": lambda n: torch.rand(n).view(torch.int32).long() + 2**31,
+    "few": lambda n: 1 + torch.randint(4, (n,)) * 0x20000000,
+    "lowest-and-highest": lambda n: 1 + torch.randint(2, (n,)) * 0xFFFFFFFE,
+    "powers": lambda n: 1 << torch.randint(32, (n,)),
+    "nan": lambda n: 1 + torch.randint(2, (n,)) * torch.randint(2**20, (n,)),
+    "same": lambda n: torch.full((n,), 7),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_largest_are_chosen_of_equal_ones_the_first(name: str) -> None:
+    torch.manual_seed(1)
+    for n, block in ((1, 32), (20, 32), (64, 64), (300, 512)):
+        keys = torch.zeros(block, dtype=torch.int64)  # what is excluded
+        keys[torch.randperm(block)[:n]] = KEYS[name](n)
+        for k in {0, 1, n // 2, n - 1, n}:
+            expected = torch.zeros(block, dtype=torch.int32)
+            expected[torch.argsort(keys, descending=True, stable=True)[:k]] = 1
+            kept = torch.full_like(expected, -1)
+            choose_of[(1,)](keys.to(torch.uint32).view(torch.int32), kept, k, block)
+            assert torch.equal(kept, expected)
 
 
 # Data.

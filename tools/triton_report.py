@@ -101,17 +101,19 @@ def compiling(target: str) -> Iterator[list[Any]]:
     """Calls made in here are compiled for a target of TARGETS: the list of what each was given."""
     compiled: list[Any] = []
     triton.runtime.driver.set_active(_Driver(target))  # and so it stays: there is no other to go to
-    before = select_triton._needs_drain
+    before = select_triton._needs_drain, select_triton._registers
     kernels = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, kernels, strict=True):
         setattr(module, name, _Compiler(kernel, compiled))
     select_triton._needs_drain = lambda device: target.startswith("gfx9")
+    if TARGETS[target].backend == "hip":
+        select_triton._registers = lambda device: {}
     try:
         yield compiled
     finally:
         for (module, name), kernel in zip(KERNELS, kernels, strict=True):
             setattr(module, name, kernel)
-        select_triton._needs_drain = before
+        select_triton._needs_drain, select_triton._registers = before
 
 
 def compile_call(name: str, target: str) -> Any:

@@ -4,6 +4,8 @@ patches at the initial layer lie in each. Integers throughout under `exact`; the
 roundings of the published code under `published`.
 
 Vectors over sub-images are SUB_IMAGES long. T <= 2^12 and R * C <= 2^6 keep products in 32 bits.
+Two sums share a word and a reduction: that of capacities, up to 2^18, and above it that of weights,
+up to T, or of ones.
 """
 
 import triton
@@ -12,6 +14,8 @@ import triton.language as tl
 from .choose import choose
 from .pictures import SUB_IMAGES, grid_of, rest_of
 from .region import sub_image_box, sub_image_of
+
+UPPER = tl.constexpr(1 << 19)  # one of the upper sum; capacities add up to less
 
 
 @triton.jit
@@ -39,23 +43,28 @@ def share_out(rest, weights, capacities, sharing):
     shares = tl.zeros([SUB_IMAGES], tl.int32)
     overflows = True
     while overflows:
-        weight_sum = tl.sum(tl.where(sharing, weights, 0), axis=0)
+        both = weights.to(tl.uint32) * UPPER + capacities.to(tl.uint32)
+        sums = tl.sum(tl.where(sharing, both, 0), axis=0)
+        weight_sum, capacity_sum = (sums // UPPER).to(tl.int32), (sums % UPPER).to(tl.int32)
         basis = tl.where(sharing, tl.where(weight_sum > 0, weights, capacities), 0)
         products = rest * basis
-        total = tl.maximum(tl.sum(basis, axis=0), 1)  # it is 0 only where `rest` is
+        total = tl.where(weight_sum > 0, weight_sum, capacity_sum)
+        total = tl.maximum(total, 1)  # it is 0 only where `rest` is
         proposal = products // total
         remainders = products % total
         left = rest - tl.sum(proposal, axis=0)
-        # [i, j]: whether j is ahead of i in line for one more; ties to the lower index
-        larger = remainders[None, :] > remainders[:, None]
-        equal = (remainders[None, :] == remainders[:, None]) & (i[None, :] < i[:, None])
-        ahead = tl.sum(((larger | equal) & sharing[None, :]).to(tl.int32), axis=1)
+        # [j, i]: whether j is ahead of i in line for one more; ties to the lower index. Summed
+        # along the first axis, most of which a thread has in registers of its own.
+        larger = remainders[:, None] > remainders[None, :]
+        equal = (remainders[:, None] == remainders[None, :]) & (i[:, None] < i[None, :])
+        ahead = tl.sum(((larger | equal) & sharing[:, None]).to(tl.int32), axis=0)
         proposal += (sharing & (ahead < left)).to(tl.int32)
         over = sharing & (proposal > capacities)
         shares = tl.where(sharing, tl.minimum(proposal, capacities), shares)
-        rest -= tl.sum(tl.where(over, capacities, 0), axis=0)
+        fixed = tl.sum(tl.where(over, UPPER + capacities, 0), axis=0)
+        rest -= fixed % UPPER
         sharing = sharing & (proposal <= capacities)
-        overflows = tl.max(over.to(tl.int32), axis=0) > 0
+        overflows = fixed > 0
     return shares
 
 

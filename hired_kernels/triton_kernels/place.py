@@ -11,20 +11,42 @@ from .pictures import SUB_IMAGES
 
 
 @triton.jit
-def raster_shifts(row_counts, counts, sub_image, C, SIDE: tl.constexpr):
-    """[SUB_IMAGES], one for each patch row y: what is added to a patch's position in its sub-image
-    to give its place among all kept patches of the sub-images in raster order.
-
-    row_counts [R * C, SIDE] lie in memory; counts [SUB_IMAGES] are those of the sub-images.
-    """
-    i = tl.arange(0, SUB_IMAGES)
+def add_four(beside, row, first, column, C, SIDE: tl.constexpr):
+    """Adds the counts [4, SIDE] at `row`, of the sub-images from column `first` on, to `beside`."""
+    left, others = beside
     y = tl.arange(0, SUB_IMAGES)
-    r, c = sub_image // C, sub_image % C
-    above = tl.sum(tl.where(i < r * C, counts, 0), axis=0)  # in rows of the grid above this one
-    left = tl.zeros([SUB_IMAGES], tl.int32)  # kept in patch row y: left of this sub-image,
-    others = tl.zeros([SUB_IMAGES], tl.int32)  # and beside it
-    for j in range(0, C):
-        count = tl.load(row_counts + (r * C + j) * SIDE + y, mask=y < SIDE, other=0)
-        left += tl.where(j < c, count, 0)
-        others += tl.where(j == c, 0, count)
-    return above + tl.cumsum(others, axis=0) - others + left
+    four = ()
+    for j in tl.static_range(4):
+        end = tl.where(C - first > j, SIDE, 0)
+        four += (tl.load(row + j * SIDE + y, mask=y < end, other=0),)
+    for j in tl.static_range(4):
+        left += tl.where(column - first > j, four[j], 0)
+        others += tl.where(column - first == j, 0, four[j])
+    return left, others
+
+
+@triton.jit
+def counts_beside(row_counts, sub_image, C, SIDE: tl.constexpr):
+    """[SUB_IMAGES] each, one for each patch row y: how many patches the sub-images left of this one
+    keep in it, and how many those left or right. row_counts [R * C, SIDE] lie in memory. With C = 0
+    nothing is read, and all is 0.
+
+    Four sub-images a trip, the first without a branch before it: hardly a grid is wider.
+    """
+    column = sub_image % tl.maximum(C, 1)
+    row_counts += (sub_image - column) * SIDE
+    none = tl.zeros([SUB_IMAGES], tl.int32)
+    left, others = add_four((none, none), row_counts, 0, column, C, SIDE)
+    for first in range(4, C, 4):
+        row = row_counts + first * SIDE
+        left, others = add_four((left, others), row, first, column, C, SIDE)
+    return left, others
+
+
+@triton.jit
+def raster_shifts(beside):
+    """[SUB_IMAGES], one for each patch row y: what is added to a patch's position in its sub-image
+    to give its place among all kept patches of its row of sub-images in raster order. `beside` are
+    the sub-image's counts_beside."""
+    left, others = beside
+    return tl.cumsum(others, axis=0) - others + left

@@ -34,7 +34,7 @@ from .launching import (
 )
 from .pictures import SUB_IMAGES, Picture, pack
 from .select_kernel import select_kernel
-from .tickets import counters_of
+from .tickets import counters_of, set_of
 
 MAX_SUB_IMAGES = SUB_IMAGES.value
 # Pictures of a launch: kernels are compiled for these numbers, and a launch takes the least that
@@ -191,18 +191,18 @@ def launch_select(
     score_rows = partitions + (B if init_jobs else 0)
     words_of_workspace = partitions * (T + side + 1) + score_rows * H * N
     workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
-    counters = counters_of(most)
+    counters = _counters(device, counters_of(most))
     select_kernel[(jobs,)](
         features, features.stride(0), features.stride(1), tokens, indices, counts, init, final,
-        workspace, _counters(device, counters), tuple(words),
+        workspace, counters, set_of(counters.numel()), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, rules["counted"], full_chunks, sub_chunks,
         layers.scale, H,
         T=T, SIDE=side, D=features.shape[2], H=H, N=N, Dh=Dh,
         FROM_KEYS=from_keys, PUBLISHED=rules["policy"] == "published",
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules["order"] == "raster" and side * side == T,
-        **tiles, PICTURES=most, COUNTERS=counters, DRAIN=_needs_drain(device),
-        num_warps=warps(T), enable_fp_fusion=True,
+        **tiles, PICTURES=most, DRAIN=_needs_drain(device),
+        num_warps=warps(T), enable_fp_fusion=True, **_registers(device),
     )  # fmt: skip
 
 
@@ -225,6 +225,16 @@ def _needs_drain(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx9")
 
 
+# All that 16 warps can have. By itself ptxas stops at 64 to 96, for the sake of programs beside
+# this one, and fetches a row of scores in two or three trips instead of one.
+MOST_REGISTERS = 128
+
+
+def _registers(device: torch.device) -> dict[str, int]:
+    """What only NVIDIA's compiler is told."""
+    return {} if torch.version.hip else {"maxnreg": MOST_REGISTERS}
+
+
 def _chunks(pictures: list[Picture], rows: int, block_rows: int) -> tuple[int, int]:
     """Programs that copy a full image's rows, and a sub-image's, of which only the device knows how
     many there are: an even share is taken for it."""
@@ -238,9 +248,10 @@ def _rows_from(layer: tuple, row: int) -> tuple:
     return tuple(value[row:] if isinstance(value, Tensor) else value for value in layer)
 
 
-# Counters: zero before a launch and after it, one set for each stream, since launches on one stream
-# follow each other. A graph may be replayed beside the stream that captured it, so that each
-# captured launch gets a set of its own, out of a store that calls outside of captures fill.
+# Counters: zero before the first launch, and each leaves them as the next needs them. Every stream
+# has its own, since launches on one stream follow each other. A graph may be replayed beside the
+# stream that captured it, so that each captured launch gets its own, out of a store that calls
+# outside of captures fill.
 
 
 @dataclass
@@ -250,7 +261,7 @@ class _Counters:
     taken: int = 0  # words of the last
 
 
-_STORE = 1 << 18  # words, 1 MB a device: 32,768 launches of one picture
+_STORE = 1 << 18  # words, 1 MB a device: 26,214 launches of one picture
 _PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle, a stream for each thread
 _counters_of: dict[int, _Counters] = {}
 _lock = threading.Lock()

@@ -4,10 +4,14 @@
 A program does not do the job of its index but the next of the list, by a ticket it draws as it
 starts, and waits only for jobs before its own. The lowest unfinished ticket waits for nobody, so it
 ends, and then the next one: no order of scheduling can hang a launch, one program at a time
-(Triton's interpreter) included. The last to leave sets all counters back to zero.
+(Triton's interpreter) included.
 
-Counters: tickets, leavers, then for each picture how many heads of its initial-layer row and of its
-partitions' final-layer rows are done, whether it is weighed, and how many partitions are chosen.
+Counters: tickets, a spare word, and two sets, used in turn. A set has for each picture how many
+heads of its initial-layer row and of its partitions' final-layer rows are done, whether it is
+weighed, and how many partitions are chosen. The top bit of the tickets says which set a launch
+takes. Who draws the last ticket knows that nobody will touch that word, nor the other set, before
+the next launch, and makes both ready for it: so no program waits for another to leave, and no word
+counts who left. Launches on the same counters must not overlap.
 """
 
 import triton
@@ -19,19 +23,38 @@ WEIGHED = tl.constexpr(2)
 CHOSEN = tl.constexpr(3)
 
 
+SETS = tl.constexpr(2)  # where they begin
+SECOND_SET = tl.constexpr(-(2**31))
+
+
 def counters_of(pictures: int) -> int:
-    """Words of the counters of a launch: a power of two, for they are cleared as a vector."""
-    return triton.next_power_of_2(2 + 4 * pictures)
+    """Words of the counters of launches of so many pictures at most."""
+    return SETS.value + 2 * 4 * pictures
+
+
+def set_of(counters: int) -> int:
+    """Words of one of the two sets in so many words of counters."""
+    return (counters - SETS.value) // 2
 
 
 @triton.jit
-def counter_of(counters, picture, which: tl.constexpr):
-    return counters + 2 + 4 * picture + which
+def draw_ticket(counters, set_words):
+    """A job, and this launch's set."""
+    ticket = tl.atomic_add(counters, 1, sem="relaxed")
+    job = ticket & ~SECOND_SET
+    first, second = counters + SETS, counters + SETS + set_words
+    if job == tl.num_programs(0) - 1:
+        other = tl.where(ticket < 0, first, second)
+        for start in range(0, set_words, 128):
+            word = start + tl.arange(0, 128)
+            tl.store(other + word, 0, mask=word < set_words)
+        tl.store(counters, ~ticket & SECOND_SET)
+    return job, tl.where(ticket < 0, second, first)
 
 
 @triton.jit
-def draw_ticket(counters):
-    return tl.atomic_add(counters, 1, sem="relaxed")
+def counter_of(ours, picture, which: tl.constexpr):
+    return ours + 4 * picture + which
 
 
 @triton.jit
@@ -61,10 +84,3 @@ def wait_for(counter, arrivals):
     """Until that many have arrived; what they wrote can then be read."""
     while tl.atomic_add(counter, 0, sem="acquire") < arrivals:
         pass
-
-
-@triton.jit
-def leave(counters, COUNTERS: tl.constexpr, DRAIN: tl.constexpr):
-    all_stored(DRAIN)
-    if tl.atomic_add(counters + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        tl.store(counters + tl.arange(0, COUNTERS), 0)
