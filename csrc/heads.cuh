@@ -7,7 +7,6 @@
 // Bytes: every key once, in 16-byte pieces where all of a layer's keys begin at a multiple of 16.
 #pragma once
 
-#include "bits.h"
 #include "cuda_limits.h"
 #include "device.cuh"
 #include "phases/score.h"
@@ -23,13 +22,12 @@ inline namespace HIRED_ISA {
 // third block, so that the 96 heads of a picture of five partitions find 90 places on a P40 at
 // once, not 60.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
-constexpr int kKeysInFlight = 10;
+constexpr int kKeysInFlight = 7;
 constexpr int kBlocksPerSm = 3;
 #else
 constexpr int kKeysInFlight = 19;
 constexpr int kBlocksPerSm = 2;
 #endif
-constexpr int kTwoPiecesInFlight = 10;  // of keys of which a lane holds two pieces
 
 struct DeviceHeads {
   int32_t H, N, Dh;
@@ -46,23 +44,24 @@ struct Dots {
   float* logits;
 };
 
-// `lanes` lanes share a key in 16-byte pieces, of which each has at most kPieces; each warp takes
-// as many keys a round as are in flight, times 32 / lanes. The query's pieces stay in registers,
-// and are on their way together with the keys. Returns the largest logit that this thread has seen.
-template <int kPieces, class Scalar>
-__device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots, int32_t lanes) {
+// kLanes lanes share a key in 16-byte pieces; each warp takes as many keys a round as are in
+// flight, times 32 / kLanes. The query's pieces stay in registers, and are on their way together
+// with the keys. Returns the largest logit that this thread has seen.
+template <int kLanes, class Scalar>
+__device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(Scalar));
-  constexpr int kInFlight = kPieces == 1 ? kKeysInFlight : kTwoPiecesInFlight;
+  constexpr int kMostPieces = static_cast<int>(kCudaLimits.head_width) / kPiece;
+  constexpr int kPieces = kLanes < kWarp ? 1 : kMostPieces / kWarp;  // of a lane
+  constexpr int kInFlight = kKeysInFlight / kPieces;
+  constexpr int kTogether = kWarp / kLanes;  // keys of one load of a warp
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int shift = bit_width(static_cast<uint32_t>(lanes)) - 1;
-  const int together = kWarp >> shift;  // keys of one load of a warp
-  const int step = static_cast<int>(blockDim.x) / kWarp * together;
-  const int piece = lane & (lanes - 1);
+  const int step = static_cast<int>(blockDim.x) / kWarp * kTogether;
+  const int piece = lane % kLanes;
   const int pieces = dots.Dh / kPiece;
   float largest = -INFINITY;
-  for (int32_t base = warp * together; base < dots.N; base += kInFlight * step) {
-    const int32_t first = base + (lane >> shift);
+  for (int32_t base = warp * kTogether; base < dots.N; base += kInFlight * step) {
+    const int32_t first = base + lane / kLanes;
     float sums[kInFlight];
 #pragma unroll
     for (float& sum : sums) sum = 0.0f;
@@ -93,8 +92,7 @@ __device__ __forceinline__ float dot_by_pieces(const Dots<Scalar>& dots, int32_t
     }
     // Reduce
 #pragma unroll
-    for (int other = kWarp / 2; other > 0; other /= 2) {
-      if (other >= lanes) continue;
+    for (int other = kLanes / 2; other > 0; other /= 2) {
 #pragma unroll
       for (float& sum : sums) sum += __shfl_xor_sync(kFullWarp, sum, other);
     }
@@ -154,11 +152,13 @@ __device__ __forceinline__ void attend(const DeviceHeads& heads, const QueriesKe
       heads.Dh,
       heads.scale,
       logits};
-  constexpr int kPieces = static_cast<int>(kCudaLimits.head_width * sizeof(Scalar)) / (16 * kWarp);
-  const float largest = key_lanes == 0 ? dot_by_elements(dots)
-                        : kPieces == 2 && heads.Dh * sizeof(Scalar) > 16 * kWarp
-                            ? dot_by_pieces<2>(dots, key_lanes)
-                            : dot_by_pieces<1>(dots, key_lanes);
+  float largest;
+  switch (key_lanes) {
+    case 8: largest = dot_by_pieces<8>(dots); break;
+    case 16: largest = dot_by_pieces<16>(dots); break;
+    case 32: largest = dot_by_pieces<32>(dots); break;
+    default: largest = dot_by_elements(dots); break;
+  }
   add_softmax(group, largest, logits, heads.N, T, /*first=*/true, attention);
 }
 

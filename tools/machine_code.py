@@ -54,6 +54,7 @@ HOT = {
     "a head": ("select_kernel<Float16, true, 4>", "heads_job", "attend"),
     "its dot products": ("select_kernel<Float16, true, 4>", "heads_job", "dot_by_pieces"),
     "its softmax": ("select_kernel<Float16, true, 4>", "heads_job", "add_softmax"),
+    "first histogram": ("select_kernel<Float16, false, 4>", "choose_job", "survey"),
     "radix selection": ("select_kernel<Float16, false, 4>", "choose_job", "choose"),
     "radix selection, weighing": ("select_kernel<Float16, false, 4>", "weigh_job", "choose"),
     "a gather job": ("select_kernel<Float16, false, 4>", "gather_job"),
