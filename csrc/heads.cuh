@@ -17,16 +17,16 @@ inline namespace HIRED_ISA {
 
 // 16 bytes of keys a thread in flight, this many times over, and blocks of a multiprocessor that
 // registers are counted for: as many as leave no spill, on any architecture (docs/kernels.md). 19
-// are all 577 keys of CLIP-L at 336 pixels in one round, 32 of them a time. Pascal takes two
-// rounds: there the assembler makes three trips to memory of 19, and with 10 there is room for a
-// third block, so that the 96 heads of a picture of five partitions find 90 places on a P40 at
-// once, not 60.
+// are all 577 keys of CLIP-L at 336 pixels in one round, 32 of them a time. Pascal's assembler
+// makes three trips to memory of 19 anyway; 7, in three rounds, leave registers for a third block,
+// so that the 96 heads of a picture of five partitions find 90 places on a P40 at once, not 60.
+constexpr int kPascalBlocksPerSm = 3, kLaterBlocksPerSm = 2;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
 constexpr int kKeysInFlight = 7;
-constexpr int kBlocksPerSm = 3;
+constexpr int kBlocksPerSm = kPascalBlocksPerSm;
 #else
 constexpr int kKeysInFlight = 19;
-constexpr int kBlocksPerSm = 2;
+constexpr int kBlocksPerSm = kLaterBlocksPerSm;
 #endif
 
 struct DeviceHeads {

@@ -24,6 +24,18 @@ inline Status set_device(int device) {
   return cuda_status(error, "a device");
 }
 
+// How many blocks of a kernel the device holds at once, by the registers that they are given.
+inline Status resident_blocks(int device, int64_t* blocks) {
+  int multiprocessors = 0, major = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  *blocks = int64_t{multiprocessors} * (major < 7 ? kPascalBlocksPerSm : kLaterBlocksPerSm);
+  return cuda_status(error, "a device");
+}
+
 // For as long as it lives this thread may do what a capture of some stream would else forbid: load
 // code, allocate, clear memory, wait. Nothing of it is for the graph.
 class OutsideCapture {

@@ -108,17 +108,15 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   }
   params.init_jobs = kKeys && any_rest ? count * params.H : 0;
   const int64_t heads = kKeys ? params.init_jobs + int64_t{params.partitions} * params.H : 0;
-  int multiprocessors = 0;
-  const cudaError_t error =
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, place.device);
-  if (error != cudaSuccess) return cuda_status(error, "a device");
+  int64_t resident = 0;
+  if (Status status = resident_blocks(place.device, &resident); !status.ok()) return status;
   int64_t jobs = 0;
   for (int32_t rows_per_warp = 1; rows_per_warp <= kRowsPerWarp; ++rows_per_warp) {
     params.full_blocks = blocks_for(full_rows, rows_per_warp, place.threads);
     params.sub_blocks = blocks_for(sub_rows, rows_per_warp, place.threads);
     jobs = heads + count + params.partitions + int64_t{count} * params.full_blocks +
            int64_t{params.partitions - count} * params.sub_blocks;
-    if (jobs <= int64_t{multiprocessors} * kBlocksPerSm) break;
+    if (jobs <= resident) break;
   }
   if (jobs > INT32_MAX) {
     return Status::Refused("features", "fewer tokens in one launch",
