@@ -7,9 +7,9 @@
 BUILD is a CMake build folder; without one, the last under build/. --triton compiles the Triton
 kernels too, for GPUs of two makers. --machine-code prints what tools/machine_code.py counts in each
 phase, of the build's architectures and of the page's. Fails on: a spill or any local memory in code
-for sm_61, sm_80 or sm_90; static shared memory past 48 KB on sm_61; a kernel that lacks one of its
-source's architectures, under the same name; machine code or PTX in the library that is not the
-declared.
+for sm_61, sm_80, sm_90 or sm_100; static shared memory past 48 KB on sm_61; a kernel that lacks one
+of its source's architectures, under the same name; machine code or PTX in the library that is not
+the declared.
 
 Figures are what ptxas said (`-v`), which the build keeps; the architectures are read from the fat
 binaries of the library itself.
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STRICT = ("sm_61", "sm_80", "sm_90")
+STRICT = ("sm_61", "sm_80", "sm_90", "sm_100")
 PASCAL_SHARED = 48 * 1024
 FATBIN = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
 FATBIN_MAGIC = 0xBA55ED50
@@ -241,9 +241,9 @@ def main() -> int:
 # Kernels
 
 What each takes of each GPU, in bytes beside the registers; local memory of any kind is a fault on
-sm_61, sm_80 and sm_90. Shared memory is what is fixed when it is compiled. AMD's registers are its
-vector registers. The Triton kernels are compiled for one shape of call, LLaVA-NeXT's, by Triton
-{triton.__version__}. Written by `make kernel-report`.
+sm_61, sm_80, sm_90 and sm_100. Shared memory is what is fixed when it is compiled. AMD's registers
+are its vector registers. The Triton kernels are compiled for one shape of call, LLaVA-NeXT's, by
+Triton {triton.__version__}. Written by `make kernel-report`.
 """
         options.markdown.write_text(head + "\n" + "\n".join(rows) + "\n" + section)
     return 1 if faults else 0
