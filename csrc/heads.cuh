@@ -9,6 +9,7 @@
 
 #include "cuda_limits.h"
 #include "device.cuh"
+#include "groups.cuh"
 #include "phases/score.h"
 #include "queries_keys.h"
 

@@ -26,6 +26,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "groups.cuh"
 #include "heads.cuh"
 #include "phases/allocate.h"
 #include "phases/choose.h"
