@@ -21,13 +21,14 @@ INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.p
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
-  test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
+  test-oldest test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
   bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
+	@echo "make test-oldest    the tests of models with the oldest transformers that is claimed"
 	@echo "make test-cuda-build  the package built for HIRED_CUDA_ARCHS, and the tests of its CUDA code"
 	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
@@ -124,6 +125,20 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 
 test-vllm: setup $(VLLM_BIN)/.installed
 	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
+
+# The oldest transformers that is claimed, in an environment of its own; `test` has the newest.
+OLDEST := transformers==5.6.0
+OLDEST_BIN := .venv-oldest/bin
+$(OLDEST_BIN)/.installed: pyproject.toml
+	test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST_BIN)/python -m pip install -q $(TORCH) numpy
+	$(OLDEST_BIN)/python -m pip install -q $(OLDEST) pillow accelerate "setuptools>=77" wheel pytest \
+	  pytest-xdist hypothesis
+	HIRED_NATIVE=0 $(OLDEST_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+test-oldest: setup $(OLDEST_BIN)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 $(wildcard tests/test_models_*.py)
 
 # On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
 test-cuda-build: setup

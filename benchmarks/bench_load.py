@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import hired_kernels as hired
-from hired_kernels.models import loading, vision_tower
+from hired_kernels.models import loading, taken_apart
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288
@@ -72,18 +72,18 @@ class Worker:
         """One picture, with tokens chosen here, or beforehand."""
         with self.on_stream():
             marks = [self.mark()]
-            encoded = vision_tower.begin(self.tower, self.pixels, full_images=[0])
+            encoded = taken_apart.begin(self.tower, self.pixels, full_images=[0])
             marks.append(self.mark())
             kept = chosen or select(encoded)
             marks.append(self.mark())
-            vision_tower.finish(self.tower, encoded, kept, MOST)
+            taken_apart.finish(self.tower, encoded, kept, MOST)
             marks.append(self.mark())
             if self.stream:
                 self.stream.synchronize()
         return Request(marks)
 
 
-def select(encoded: vision_tower.Encoded) -> hired.Selection:
+def select(encoded: taken_apart.Encoded) -> hired.Selection:
     return hired.select_qk(encoded.features, *encoded.scores(), grids=[GRID], budget=BUDGET)
 
 
@@ -102,7 +102,7 @@ def run_case(tower: nn.Module, pixels: Tensor, concurrent: int, seconds: float) 
     """Figures at one number of concurrent requests."""
     workers = [Worker(tower, pixels) for _ in range(concurrent)]
     with torch.inference_mode():
-        chosen = select(vision_tower.begin(tower, pixels, full_images=[0]))
+        chosen = select(taken_apart.begin(tower, pixels, full_images=[0]))
     if pixels.is_cuda:
         torch.cuda.synchronize()
     with ThreadPoolExecutor(concurrent) as pool:

@@ -22,9 +22,9 @@ import hired_kernels
 from . import published
 from .geometry import Layout
 from .ledger import Row, Stage
-from .models import vision_tower
+from .models import taken_apart, vision_tower
 from .models.loading import VisionModel
-from .models.vision_tower import Encoded
+from .models.taken_apart import Encoded
 
 _RUNS, _LIMIT = 20, 1.5  # runs of a stage, and seconds after which there are no more
 
@@ -80,16 +80,16 @@ def compare(
             f"{pixels.shape[0]}"
         )
     tower, layer = vision.tower, vision.feature_layer
-    start, encoded = _timed(lambda: vision_tower.begin(tower, pixels, layer, progress=progress))
+    start, encoded = _timed(lambda: taken_apart.begin(tower, pixels, layer, progress=progress))
     select, selection = _measured(lambda: _select(encoded, layout, budget, alpha, policy).compact())
     most = int(selection.counts.max())
-    end, tokens = _timed(lambda: vision_tower.finish(tower, encoded, selection, most))
+    end, tokens = _timed(lambda: taken_apart.finish(tower, encoded, selection, most))
     kept = torch.zeros(layout.partitions, layout.tokens, dtype=torch.bool)
     kept.view(-1)[selection.indices.cpu()] = True
     projector, _ = _measured(lambda: vision.projector(tokens))
 
-    whole, hidden = _timed(lambda: vision_tower.finish_all(tower, encoded))
-    unread, _ = _timed(lambda: vision_tower.run_remaining_layers(tower, hidden, layer))
+    whole, hidden = _timed(lambda: taken_apart.finish_all(tower, encoded))
+    unread, _ = _timed(lambda: taken_apart.run_remaining_layers(tower, hidden, layer))
     other = _as_published(vision, pixels, encoded, hidden, layout, published_budget, alpha)
 
     run, layers = vision.layers
@@ -135,8 +135,8 @@ def _as_published(
     alpha: float,
 ) -> _Published:
     T, tower, initial = layout.tokens, vision.tower, vision_tower.INITIAL_LAYER
-    init = vision_tower.queries_and_keys(tower, initial, vision_tower.embed(tower, pixels))
-    final = vision_tower.queries_and_keys(tower, encoded.layer, encoded.hidden)
+    init = taken_apart.queries_and_keys(tower, initial, taken_apart.embed(tower, pixels))
+    final = taken_apart.queries_and_keys(tower, encoded.layer, encoded.hidden)
     rows, attention = _measured(
         lambda: tuple(published.attention_rows(*layer, T) for layer in (init, final))
     )

@@ -271,6 +271,84 @@ def test_processors_of_another_model():
         hired.apply_hired(*make("llava"), newlines=True)
 
 
+def test_wrapped_models_are_refused():
+    """What passes for a model but is not one would be switched by halves."""
+    model, processor = make()
+    inner = make()[0]
+    inner.model = torch.compile(inner.model, backend="eager")
+    for wrapped, name in (
+        (torch.compile(model, backend="eager"), "OptimizedModule"),
+        (inner, "OptimizedModule"),
+        (torch.nn.DataParallel(model), "DataParallel"),
+    ):
+        with pytest.raises(ValueError, match=rf"before anything is wrapped.* got {name}"):
+            hired.apply_hired(wrapped, processor)
+    assert classes(model, processor) == classes(*make())
+
+
+def test_a_model_compiled_in_place_is_switched():
+    settings = {"policy": "published"}
+    model, processor = hired.apply_hired(*make(), **settings)
+    inputs = inputs_of(processor)
+    expected = logits_of(model, inputs)
+    compiled = make()[0]
+    compiled.compile(backend="eager")
+    hired.apply_hired(compiled, processor, **settings)
+    torch.testing.assert_close(logits_of(compiled, inputs_of(processor)), expected)
+
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_a_class_that_comes_later_stays(tmp_path):
+    """FSDP 2 and parametrizations give objects a class, as switching does."""
+    model, processor = hired.apply_hired(*make(), newlines=True)
+    inputs = inputs_of(processor)
+    torch.nn.utils.parametrize.register_parametrization(model.model, "image_newline", Double())
+    expected = logits_of(model, inputs)
+    hired.apply_hired(model, processor, budget=0.5)
+    hired.apply_hired(model, processor, newlines=True)
+    assert torch.equal(logits_of(model, inputs), expected)
+    hired.remove_hired(model, processor)
+    twice = 2 * model.model.parametrizations.image_newline.original
+    assert torch.equal(model.model.image_newline, twice)
+    stock, stock_processor = make()
+    stock.model.image_newline.data.mul_(2)
+    inputs = inputs_of(stock_processor)
+    assert torch.equal(logits_of(model, inputs), logits_of(stock, inputs))
+    torch.nn.utils.parametrize.remove_parametrizations(model.model, "image_newline")
+    hired.remove_hired(model)
+    assert classes(model, model.model) == classes(stock, stock.model)
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/init", rank=0, world_size=1
+    )
+    try:
+        model, processor = hired.apply_hired(*make())
+        for part in (*model.model.vision_tower.encoder.layers, model):
+            torch.distributed.fsdp.fully_shard(part)
+        hired.apply_hired(model, processor, budget=0.5)
+        other, other_processor = hired.apply_hired(*make(), budget=0.5)
+        inputs = inputs_of(other_processor)
+        torch.testing.assert_close(logits_of(model, inputs), logits_of(other, inputs))
+        hired.remove_hired(model, processor)
+        torch.testing.assert_close(
+            logits_of(model, inputs_of(processor)), logits_of(make()[0], inputs_of(processor))
+        )
+        model.unshard()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_parametrized_models_are_switched_first():
+    model, processor = make()
+    torch.nn.utils.parametrize.register_parametrization(model.model, "image_newline", Double())
+    with pytest.raises(ValueError, match="hired: model: expected no parametrization"):
+        hired.apply_hired(model, processor)
+
+
 def test_importing_the_package_does_not_import_transformers():
     code = (
         "import sys, hired_kernels\n"

@@ -14,9 +14,9 @@ from vectors import T, cases, packed
 
 import hired_kernels as hired
 from hired_kernels import geometry, published
-from hired_kernels.models import hired_tower, vision_tower
+from hired_kernels.models import hired_tower, taken_apart
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders, plan
-from hired_kernels.models.surplus import hide
+from hired_kernels.models.surplus import hidden_columns, hide
 
 EXTREME = [(1, 1), (1, 400), (400, 1), (3, 900), (84, 84), (83, 85), (17, 40), (1000, 30)]
 GRIDS = [*PINPOINTS, (1, 1), (4, 1), (2, 3)]
@@ -161,7 +161,7 @@ def test_features_and_prompts_are_made_without_a_value(settings):
         if output.surplus is not None:
             names = ("input_ids", "attention_mask")
             arguments = {name: mode.from_tensor(inputs[name]) for name in names}
-            hide(model, output.surplus, arguments, generating=False)
+            hide(arguments, hidden_columns(model, arguments, output))
             assert arguments["position_ids"].shape == inputs["input_ids"].shape
     shapes = [one.shape for one in output.pooler_output]
     assert shapes == [one.shape for one in expected.pooler_output]
@@ -216,7 +216,7 @@ def test_published_is_the_published_pipeline(size):
     layout = Anatomy.of(stock.config).layout(*size)
     tower = stock.model.vision_tower
     states = tower(pixels, output_hidden_states=True).hidden_states
-    init, final = (vision_tower.queries_and_keys(tower, n, states[n]) for n in (0, 1))
+    init, final = (taken_apart.queries_and_keys(tower, n, states[n]) for n in (0, 1))
     kept = published.select(
         stock.model.multi_modal_projector(states[-2][:, 1:]),
         *init, *final, grids=[layout.grid], sizes=[size], rate=0.2, alpha=0.5,

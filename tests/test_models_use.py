@@ -13,7 +13,7 @@ from llava_models import SIZES
 from llava_oracle import CLOSE, logits_of, names_of, switched, without_surplus
 from transformers import CompileConfig, StaticCache
 
-from hired_kernels.models.surplus import hide
+from hired_kernels.models.surplus import hidden_columns, hide
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_labels_on_surplus_placeholders_are_ignored():
     assert output.loss.isfinite()
     arguments = {**inputs, "labels": inputs["input_ids"].clone()}
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-    hide(model, features.surplus, arguments, generating=False)
+    hide(arguments, hidden_columns(model, arguments, features))
     ignored = arguments["labels"] == -100
     assert int(ignored.sum()) == int(features.surplus.sum()) > 0
     assert (inputs["input_ids"][ignored] == 4).all()

@@ -12,7 +12,7 @@ from saved_models import MODELS, VISION, save
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
 from hired_kernels import published
-from hired_kernels.models import loading, vision_tower
+from hired_kernels.models import loading, taken_apart, vision_tower
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((500, 400))
 
@@ -36,14 +36,14 @@ def test_embeddings_are_no_layers_output(feature_layer):
 def test_begin_and_finish_all_are_a_forward_pass_with_two_layers_laid_open(feature_layer):
     model = loading.random_model("tiny")
     pixels = model.pixels(PICTURE)
-    encoded = vision_tower.begin(model.tower, pixels, feature_layer)
+    encoded = taken_apart.begin(model.tower, pixels, feature_layer)
     plain = model.tower(pixels, output_hidden_states=True)
     final = vision_tower.selection_layer(4, feature_layer)
     same = {"rtol": 0, "atol": 0}
     torch.testing.assert_close(encoded.hidden, plain.hidden_states[final], **same)
-    hidden = vision_tower.finish_all(model.tower, encoded)
+    hidden = taken_apart.finish_all(model.tower, encoded)
     torch.testing.assert_close(hidden, plain.hidden_states[feature_layer], **same)
-    rest = vision_tower.run_remaining_layers(model.tower, hidden, feature_layer)
+    rest = taken_apart.run_remaining_layers(model.tower, hidden, feature_layer)
     torch.testing.assert_close(rest, plain.pooler_output, **same)
 
     model.tower.set_attn_implementation("eager")
@@ -59,7 +59,7 @@ def test_begin_and_finish_all_are_a_forward_pass_with_two_layers_laid_open(featu
 @torch.no_grad()
 def test_begin_gives_the_operators_shapes():
     model = loading.random_model("tiny")
-    encoded = vision_tower.begin(model.tower, model.pixels(PICTURE), full_images=[0])
+    encoded = taken_apart.begin(model.tower, model.pixels(PICTURE), full_images=[0])
     assert encoded.features.shape == (5, 576, 64)
     assert encoded.query_init.shape == (1, 2, 32)
     assert encoded.query_final.shape == (5, 2, 32)
@@ -76,8 +76,8 @@ def test_running_the_tower_leaves_it_as_it_was():
     tower.set_attn_implementation("eager")
     before = {name: dict(vars(module)) for name, module in tower.named_modules()}
     with pytest.raises(RuntimeError, match="channels"):
-        vision_tower.begin(tower, torch.zeros(1, 2, 336, 336))
-    vision_tower.begin(tower, torch.zeros(1, 3, 336, 336))
+        taken_apart.begin(tower, torch.zeros(1, 2, 336, 336))
+    taken_apart.begin(tower, torch.zeros(1, 3, 336, 336))
     assert tower.config._attn_implementation == "eager"
     assert before == {name: dict(vars(module)) for name, module in tower.named_modules()}
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hired_kernels
-from hired_kernels.models import vision_tower
+from hired_kernels.models import taken_apart
 
 _LENGTH = 9  # words of the longest question
 _PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")
@@ -99,16 +99,16 @@ def _some(rng: np.random.Generator, scenes: list[Scene], short: bool) -> Tensor 
 
 
 @torch.no_grad()
-def begin(tower: nn.Module, pixels: Tensor) -> vision_tower.Encoded:
+def begin(tower: nn.Module, pixels: Tensor) -> taken_apart.Encoded:
     """The tower on (B, P, 3, TILE, TILE), up to what is selected by."""
     full_images = range(0, pixels.shape[0] * pixels.shape[1], pixels.shape[1])
-    return vision_tower.begin(tower, pixels.flatten(0, 1), full_images=full_images)
+    return taken_apart.begin(tower, pixels.flatten(0, 1), full_images=full_images)
 
 
 @torch.no_grad()
-def features(tower: nn.Module, encoded: vision_tower.Encoded, pictures: int) -> Tensor:
+def features(tower: nn.Module, encoded: taken_apart.Encoded, pictures: int) -> Tensor:
     """What LLaVA reads of all patches, (pictures, P * T, D), partition after partition."""
-    tokens = vision_tower.finish_all(tower, encoded)[:, 1:]
+    tokens = taken_apart.finish_all(tower, encoded)[:, 1:]
     return tokens.unflatten(0, (pictures, -1)).flatten(1, 2).float()
 
 

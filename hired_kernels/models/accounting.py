@@ -8,9 +8,11 @@ pictures agree. Host arithmetic only; `hired_kernels.geometry` does the counting
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from .. import geometry
 from ..arguments import POLICIES, first_share
@@ -25,7 +27,10 @@ def refuse(argument: str, expected: str, got: object) -> ValueError:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `apply_hired` was asked for. Raises ValueError for what it cannot be."""
+    """What `apply_hired` was asked for, in Python's own numbers.
+
+    Raises ValueError for what it cannot be.
+    """
 
     budget: float | int = 0.2
     alpha: float = 0.5
@@ -33,12 +38,13 @@ class Settings:
     newlines: bool = False
 
     def __post_init__(self) -> None:
-        count = isinstance(self.budget, Integral)  # NumPy's too
-        fits = _is_number(self.budget) and (self.budget >= 0 if count else 0 < self.budget <= 1)
-        if not fits:
+        # NumPy's numbers and fractions too; what follows knows int and float alone.
+        budget, alpha = _plain(self.budget), _plain(self.alpha)
+        count = isinstance(budget, int)
+        if budget is None or not (budget >= 0 if count else 0 < budget <= 1):
             expected = "a float in (0, 1] or an integer of at least 0"
             raise refuse("budget", expected, repr(self.budget))
-        if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
+        if alpha is None or not 0 <= alpha <= 1:
             raise refuse("alpha", "a number in [0, 1]", repr(self.alpha))
         if self.policy not in POLICIES:
             raise refuse("policy", " or ".join(POLICIES), repr(self.policy))
@@ -46,6 +52,8 @@ class Settings:
             raise refuse("newlines", "True or False", repr(self.newlines))
         if self.newlines and self.policy == "published":
             raise refuse("newlines", "False under the published policy, which has none", True)
+        object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "alpha", float(alpha))
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Anatomy:
         vision, pinpoints = config.vision_config, getattr(config, "image_grid_pinpoints", None)
         pairs = None if pinpoints is None else tuple(tuple(pair) for pair in pinpoints)
         return cls(vision.image_size, vision.patch_size, pairs)
+
+    def with_pinpoints(self, pinpoints: Any) -> Anatomy:
+        """The same tower with other resolutions to cut sub-images from, None for none."""
+        pairs = None if pinpoints is None else tuple(tuple(pair) for pair in pinpoints)
+        return self if pairs == self.pinpoints else replace(self, pinpoints=pairs)
 
     @property
     def side(self) -> int:
@@ -166,8 +179,11 @@ def placeholders(settings: Settings, anatomy: Anatomy, height: int, width: int) 
     return picture.rows[0] + picture.separators[0]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _plain(value: object) -> int | float | None:
+    """A number as Python's own int or float, None for what is none."""
+    if not isinstance(value, Real) or isinstance(value, bool | np.bool_):
+        return None
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _split(

@@ -14,17 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import Selection, select_qk
-from . import vision_tower
-from .accounting import Anatomy, Plan, Settings, plan
-from .vision_tower import FeatureLayer
+from .accounting import Anatomy, Plan, Settings, plan, refuse
+from .vision_tower import (
+    FeatureLayer,
+    Pass,
+    encoder_layers,
+    hidden_state_numbers,
+    is_clip_tower,
+    is_on,
+    turn_on_tower,
+)
 
 
 class HiredTower(nn.Module):
     """A CLIP vision tower that returns the kept tokens alone, for a forward pass of one's own.
 
-    Its parameters are those of `tower`, which stays as it is. `feature_layer` is LLaVA's
-    `vision_feature_layer`, `pinpoints` LLaVA-NeXT's grid pinpoints ((height, width) in pixels),
-    None where pictures have no sub-images; the rest is as for `hired_kernels.apply_hired`.
+    Its parameters are those of `tower`, whose modules are given subclasses of their classes: for
+    everybody else it does what it did. `feature_layer` is LLaVA's `vision_feature_layer`,
+    `pinpoints` LLaVA-NeXT's grid pinpoints ((height, width) in pixels), None where pictures have no
+    sub-images; the rest is as for `hired_kernels.apply_hired`.
+
+    Raises ValueError("hired: <argument>: expected ..., got ...").
     """
 
     def __init__(
@@ -37,10 +47,17 @@ class HiredTower(nn.Module):
         policy: str = "exact",
     ) -> None:
         super().__init__()
-        self.tower, self.feature_layer = tower, feature_layer
         self.settings = Settings(budget, alpha, policy)
+        if not is_clip_tower(tower):
+            raise refuse("tower", "a CLIP vision tower of transformers", type(tower).__name__)
+        try:
+            _wanted(tower, feature_layer)
+        except ValueError as error:
+            raise ValueError(f"hired: {error}") from None
         pairs = None if pinpoints is None else tuple(tuple(pair) for pair in pinpoints)
         self.anatomy = Anatomy(tower.config.image_size, tower.config.patch_size, pairs)
+        self.tower, self.feature_layer = tower, feature_layer
+        turn_on_tower(tower)
 
     def rows(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Tokens that pictures of these (height, width) in pixels keep: no picture is needed."""
@@ -51,20 +68,30 @@ class HiredTower(nn.Module):
 
         pixels (P, 3, tile, tile): all partitions, picture after picture, full image first. `sizes`
         has the (height, width) of each picture in pixels. Returns tokens (K, D) with their indices
-        and counts; K is `sum(self.rows(sizes))`.
+        and counts; K is `sum(self.rows(sizes))`. Raises ValueError, as the class does.
         """
-        picture_plan = plan(self.settings, self.anatomy, sizes)
-        return early_exit(self.tower, pixels, self.feature_layer, picture_plan, self.settings)
+        todo = plan(self.settings, self.anatomy, sizes)
+        P = sum(todo.partitions)
+        if pixels.dim() != 4 or pixels.shape[0] != P:
+            expected = f"({P}, 3, tile, tile) for pictures of these sizes"
+            raise refuse("pixels", expected, tuple(pixels.shape))
+        return early_exit(self.tower, pixels, self.feature_layer, todo, self.settings)
 
 
 def early_exit(
     tower: nn.Module, pixels: Tensor, feature_layer: FeatureLayer, todo: Plan, settings: Settings
 ) -> Selection:
     """Run a tower on pixels (P, 3, tile, tile) for the kept tokens alone."""
-    encoded = vision_tower.begin(tower, pixels, feature_layer, full_images=todo.full_images)
-    attn = vision_tower.encoder_layers(tower)[encoded.layer].self_attn
-    kept = _select(encoded.features, encoded.scores(), attn.scale, todo, settings)
-    return kept._replace(tokens=vision_tower.finish(tower, encoded, kept, todo.most))
+    scale = _scale(tower)
+
+    def choose(features: Tensor, scores: tuple[Tensor, ...]) -> Selection:
+        return _select(features, scores, scale, todo, settings)
+
+    hired = Pass(_wanted(tower, feature_layer), todo.full_images, choose, todo.most)
+    tokens = _switched(tower)(pixels, hired=hired)
+    if hired.kept is None:
+        raise _replaced()
+    return hired.kept._replace(tokens=tokens)
 
 
 def full_tower(
@@ -80,23 +107,39 @@ def full_tower(
     Returns the selection, the CLS tokens (P, D) of the feature layers, and the tower's own output.
     `outputs` goes to the tower.
     """
-    whole = tower(pixels, **{**outputs, "output_hidden_states": True, "return_dict": True})
-    states, layers = whole.hidden_states, vision_tower.encoder_layers(tower)
-    wanted = vision_tower.hidden_state_numbers(len(layers), feature_layer)
-    final = max(wanted) - 1
-    features = torch.cat([states[number] for number in wanted], dim=-1)
-    initial = vision_tower.INITIAL_LAYER
-    full_images = torch.stack([states[initial][p] for p in todo.full_images])
-    queries_init, keys_init = vision_tower.queries_and_keys(tower, initial, full_images)
-    queries_final, keys_final = vision_tower.queries_and_keys(tower, final, states[final])
-    scores = queries_init[:, 0], keys_init, queries_final[:, 0], keys_final
-    scores = vision_tower.as_scores(scores, features.device)
-    scale = layers[final].self_attn.scale
-    kept = _select(features[:, 1:], scores, scale, todo, settings)
+    hired = Pass(_wanted(tower, feature_layer), todo.full_images)
+    outputs = {**outputs, "output_hidden_states": True, "return_dict": True}
+    whole = _switched(tower)(pixels, hired=hired, **outputs)
+    if hired.query_init is None or hired.query_final is None:
+        raise _replaced()
+    states = whole.hidden_states
+    features = torch.cat([states[number] for number in hired.wanted], dim=-1)
+    scores = hired.scores(features.device)
+    kept = _select(features[:, 1:], scores, _scale(tower), todo, settings)
     return kept, features[:, 0], whole
 
 
 def _select(
-    features: Tensor, scores: Sequence[Tensor], scale: float, todo: Plan, settings: Settings
+    features: Tensor, scores: tuple[Tensor, ...], scale: float, todo: Plan, settings: Settings
 ) -> Selection:
     return select_qk(features, *scores, scale=scale, **todo.rules(settings))
+
+
+def _switched(tower: nn.Module) -> nn.Module:
+    """The tower, which may have been switched off with another model that it is part of."""
+    if not is_on(tower):
+        turn_on_tower(tower)
+    return tower
+
+
+def _wanted(tower: nn.Module, feature_layer: FeatureLayer) -> tuple[int, ...]:
+    return hidden_state_numbers(len(encoder_layers(tower)), feature_layer)
+
+
+def _scale(tower: nn.Module) -> float:
+    return encoder_layers(tower)[0].self_attn.scale
+
+
+def _replaced() -> ValueError:
+    got = "a forward method that somebody has replaced"
+    return refuse("vision tower", "layers and attention of transformers' CLIP", got)

@@ -79,7 +79,7 @@ def image_features(
             pictures = zip(cls.split(1), tokens.split(todo.rows), strict=True)
             tokens = torch.cat([part for picture in pictures for part in picture])
     lengths = [rows + with_cls for rows in todo.rows]
-    projected = model.multi_modal_projector(tokens)
+    projected = _with_a_part(model.multi_modal_projector(tokens), model, settings)
     features, surplus = list(projected.split(lengths)), None
     indices = kept.indices.to(projected.device)
     if settings.policy == "published" and any(R > 0 for R, _ in todo.grids):
@@ -96,6 +96,19 @@ def image_features(
         counts=kept.counts,
         surplus=surplus,
     )
+
+
+def _with_a_part(features: Tensor, model: nn.Module, settings: Settings) -> Tensor:
+    """The features, and `image_newline` with a gradient of zeros where no token is made of it.
+
+    In the stock model it has a part in every loss, and DistributedDataParallel waits for it.
+    """
+    newline = getattr(model, "image_newline", None)
+    if settings.newlines or newline is None:
+        return features
+    if not (torch.is_grad_enabled() and newline.requires_grad):
+        return features
+    return torch.cat((features, newline[None].to(features)[:0]))
 
 
 def _with_empty_rows_first(

@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from .accounting import Anatomy, Settings, placeholders
-from .image_features import HiredImageOutput
+from .accounting import Anatomy, Settings, placeholders, refuse
+
+# What the switched processor hands to the model beside `image_sizes`.
+ROWS = "hired_rows"
+
+Sizes = Sequence[tuple[int, int]]
 
 
 @dataclass(eq=False)
 class Switch:
     """What is switched on, shared by a model and its processor.
 
-    settings: as given to `apply_hired`. why_full: why the vision tower cannot stop early, None if
-    it does. with_cls: each picture's CLS token is kept before its patches. on: False once the model
-    was switched off or over, which makes a processor left behind say so.
+    settings: as given to `apply_hired`. anatomy: of the model's configuration at that time.
+    why_full: why the vision tower cannot stop early, as of the last picture, None if it does.
+    with_cls: each picture's CLS token is kept before its patches. on: False once the model was
+    switched off or over, which makes a processor left behind say so.
     """
 
     settings: Settings
@@ -28,10 +34,6 @@ class Switch:
     why_full: str | None
     with_cls: bool
     on: bool = True
-    # Of each thread that is inside `hold`: its pixels and their features.
-    _held: dict[int, tuple[Tensor | None, HiredImageOutput]] = field(
-        default_factory=dict, repr=False
-    )
 
     @property
     def has_surplus(self) -> bool:
@@ -39,34 +41,56 @@ class Switch:
         published = self.settings.policy == "published" and self.anatomy.pinpoints is not None
         return published or self.settings.newlines
 
-    def placeholders(self, height: int, width: int) -> int:
-        """Tokens of the prompt that stand for one picture of height x width pixels."""
+    def placeholders(self, height: int, width: int, pinpoints: Any) -> int:
+        """Tokens of the prompt that stand for one picture of height x width pixels.
+
+        `pinpoints` are the processor's own, which cuts the picture up.
+        """
         if not self.on:
             raise ValueError(
                 "hired: processor: expected the settings of its model, got older ones: HiRED was "
                 "switched off or over for the model alone. Call remove_hired(model, processor) or "
                 "apply_hired(model, processor, ...) with both"
             )
-        return placeholders(self.settings, self.anatomy, height, width) + self.with_cls
+        anatomy = self.anatomy.with_pinpoints(pinpoints)
+        return placeholders(self.settings, anatomy, height, width) + self.with_cls
 
-    @contextmanager
-    def hold(self, pixels: Tensor | None, output: HiredImageOutput) -> Iterator[None]:
-        """Have `encoded` hand out these features, and nothing be hidden again, while open."""
-        thread = threading.get_ident()
-        self._held[thread] = pixels, output
-        try:
-            yield
-        finally:
-            del self._held[thread]
 
-    @property
-    def holding(self) -> bool:
-        """Whether this thread is inside `hold`."""
-        return bool(self._held) and threading.get_ident() in self._held
+def sizes_of(image_sizes: Any, pixels: Tensor, anatomy: Anatomy) -> Sizes:
+    """(height, width) of each picture. Waits for the device where `image_sizes` lies on one."""
+    if anatomy.pinpoints is None:
+        return [(anatomy.tile, anatomy.tile)] * pixels.shape[0]
+    return _pairs(image_sizes)
 
-    def encoded(self, pixels: Tensor) -> HiredImageOutput | None:
-        """What was held for these pixels, on whichever device they are by now."""
-        if not self.holding:
-            return None
-        held, output = self._held[threading.get_ident()]
-        return output if held is not None and held.shape == pixels.shape else None
+
+def rows_of(anatomy: Anatomy, image_sizes: Any) -> Any:
+    """Rows of patches that the sub-images of pictures have, in the kind that the sizes come in."""
+    rows = [_rows(anatomy, *size) for size in _pairs(image_sizes)]
+    if isinstance(image_sizes, Tensor):
+        return torch.tensor(rows, dtype=torch.int64)
+    return np.array(rows, dtype=np.int64) if isinstance(image_sizes, np.ndarray) else rows
+
+
+def check_rows(anatomy: Anatomy, image_sizes: Any, rows: Any) -> None:
+    """Raise ValueError for sizes that do not come to the rows that the processor counted."""
+    if rows is None or image_sizes is None:
+        return
+    counted = [int(count) for count in (rows.tolist() if hasattr(rows, "tolist") else rows)]
+    sizes = _pairs(image_sizes)
+    if counted != [_rows(anatomy, *size) for size in sizes]:
+        expected = f"(height, width) in pixels of pictures of {counted} rows of patches"
+        raise refuse("image_sizes", expected, [list(size) for size in sizes])
+
+
+def _rows(anatomy: Anatomy, height: int, width: int) -> int:
+    top, bottom, *_ = anatomy.layout(height, width).crop or (0, 0)
+    return bottom - top
+
+
+def _pairs(image_sizes: Any) -> Sizes:
+    sizes = image_sizes.tolist() if hasattr(image_sizes, "tolist") else image_sizes
+    try:
+        return [(int(height), int(width)) for height, width in sizes]
+    except (TypeError, ValueError):
+        expected = "(height, width) in pixels of each picture"
+        raise refuse("image_sizes", expected, image_sizes) from None

@@ -42,14 +42,23 @@ def check(config: Any) -> None:
         raise refuse(
             "model", "a CLIP vision tower, whose CLS token scores", f"{tower}{without_cls}"
         )
-    strategy = strategy_of(config)
+    check_strategy(config, strategy_of(config))
+    feature_states(config, feature_layer_of(config))
+
+
+def check_strategy(config: Any, strategy: str) -> None:
+    """Raise ValueError for a `vision_feature_select_strategy` that is not served."""
     allowed = ("default",) if hasattr(config, "image_grid_pinpoints") else ("default", "full")
     if strategy not in allowed:
         raise refuse("vision_feature_select_strategy", " or ".join(allowed), strategy)
+
+
+def feature_states(config: Any, feature_layer: FeatureLayer) -> tuple[int, ...]:
+    """`hidden_state_numbers` of a model's tower. Raises ValueError as `apply_hired` does."""
     try:
-        hidden_state_numbers(config.vision_config.num_hidden_layers, feature_layer_of(config))
+        return hidden_state_numbers(config.vision_config.num_hidden_layers, feature_layer)
     except ValueError as error:
-        raise ValueError(f"hired: {error}") from None
+        raise ValueError(f"hired: vision_{error}") from None
 
 
 def why_full_tower(config: Any, strategy: str | None = None, **asked: Any) -> str | None:

@@ -6,57 +6,143 @@ comes to; the prompt has room for the most there can be. What is left over is ma
 the language model attends to none of it and numbers the positions of the others as if it were not
 there, so what it computes is that of the shorter prompt, while shapes, labels and generated
 sequences stay where their owner expects them and nothing waits for the device.
+
+Callers never see the mask: attention masks and positions that they give speak of the prompt as it
+was written, and what is hidden is taken off in every call. What a cache holds of it is remembered
+with the cache itself, so that whoever continues from there, with text or with another picture, need
+not know.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .accounting import refuse
+from .image_features import HiredImageOutput
+
 IGNORED = -100  # transformers' label of a token that no loss is computed of
 
+# Attributes of a cache: which of its columns are hidden, (B, columns) bool; and whether a call of
+# `generate`, which hides them beforehand, is filling it.
+_REMEMBERED, _GENERATING = "_hired_hidden", "_hired_generating"
 
-def hide(model: nn.Module, surplus: Tensor, arguments: dict[str, Any], generating: bool) -> None:
-    """Hide the placeholders of surplus rows (rows,) from a call's arguments, in place.
 
-    `arguments` are those of `forward` or `generate` by name: input_ids (B, L) or inputs_embeds
-    (B, L, D); attention_mask (B, past + L), position_ids (B, L), labels (B, L) or None.
+def hidden_columns(
+    model: nn.Module,
+    arguments: dict[str, Any],
+    output: HiredImageOutput | None,
+    columns: int | None = None,
+) -> Tensor | None:
+    """Which columns of the attention mask are surplus placeholders, (B, past + L) bool.
+
+    `arguments` are those of `forward` by name: input_ids (B, L) or inputs_embeds (B, L, D), and
+    maybe a cache of past tokens; `output` has the features of its pictures. `columns` says how many
+    there are where the prompt may repeat what is in the cache, as in `generate`. None if nothing
+    can be hidden.
     """
+    cache = cache_of(arguments)
+    past = 0 if cache is None else int(cache.get_seq_length())
     placeholder = placeholder_mask(model, arguments)
-    rank = placeholder.flatten().long().cumsum(0) - 1
-    hidden = surplus.to(placeholder.device)
-    # Where prompt and pictures do not fit, the model itself says so a moment later.
-    hidden = hidden[rank.clamp(min=0, max=len(surplus) - 1)].view_as(placeholder) & placeholder
-    mask = arguments.get("attention_mask")
-    if mask is None:
-        mask = _mask_of(model, arguments, placeholder, generating)
-    if mask.dim() != 2:
-        raise ValueError(
-            "hired: attention_mask: expected rank 2 where surplus placeholders are hidden "
-            f"(published, newlines), got rank {mask.dim()}"
-        )
-    past = mask.shape[1] - hidden.shape[1]
-    visible = mask[:, past:].masked_fill(hidden.to(mask.device), 0)
-    arguments["attention_mask"] = torch.cat((mask[:, :past], visible), dim=1)
+    B, L = placeholder.shape
+    new = L if columns is None else columns - past
+    if not 0 < new <= L:
+        return None
+    before = _remembered(cache, B, past)
+    surplus = None if output is None else output.surplus
+    if before is None and surplus is None:
+        return None
+    placeholder = placeholder[:, L - new :]
+    if surplus is None or len(surplus) == 0:
+        hidden = torch.zeros_like(placeholder)
+    else:
+        rank = placeholder.flatten().long().cumsum(0) - 1
+        surplus = surplus.to(placeholder.device)
+        # Where prompt and pictures do not fit, the model itself says so a moment later.
+        hidden = surplus[rank.clamp(min=0, max=len(surplus) - 1)].view_as(placeholder)
+        hidden = hidden & placeholder
+    if before is None:
+        before = hidden.new_zeros(B, past)
+    return torch.cat((before.to(hidden.device), hidden), dim=1)
+
+
+def hide(arguments: dict[str, Any], hidden: Tensor) -> None:
+    """Take hidden columns (B, past + L) off a call's arguments, in place.
+
+    Of `arguments`, by name: attention_mask (B, past + L), position_ids (B, L or past + L), labels
+    (B, L), each or None. A mask that hides them already is left as it is, and positions with it.
+    """
+    mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
+    columns = hidden.shape[1]
+    unseen = hidden if mask is None else hide_from_mask(mask, hidden) != mask
+    if positions is None:
+        positions = torch.arange(columns, device=hidden.device)[
+            None, columns - _length(arguments) :
+        ]
+        unseen = hidden
+    ones = hidden.new_ones(hidden.shape, dtype=torch.int64) if mask is None else mask
+    arguments["attention_mask"] = hide_from_mask(ones, hidden)
+    arguments["position_ids"] = shift_positions(positions, unseen)
     if arguments.get("labels") is not None:
         labels = arguments["labels"]
-        arguments["labels"] = labels.masked_fill(hidden.to(labels.device), IGNORED)
-    positions = arguments.get("position_ids")
-    if positions is None and generating:
-        return  # `generate` numbers what the mask shows
-    if positions is None:
-        positions = torch.arange(hidden.shape[1], device=hidden.device) + past
-    earlier = (hidden.long().cumsum(1) - hidden.long()).to(positions.device)
-    arguments["position_ids"] = positions - earlier
+        new = hidden[:, columns - labels.shape[1] :].to(labels.device)
+        arguments["labels"] = labels.masked_fill(new, IGNORED)
 
 
-def by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of a bound method, all by name."""
-    parameters = inspect.signature(function).parameters
-    names = [name for name, kind in parameters.items() if kind.kind != kind.VAR_KEYWORD]
+def hide_from_mask(mask: Tensor, hidden: Tensor) -> Tensor:
+    """An attention mask (B, past + L) without the hidden columns."""
+    if mask.shape != hidden.shape:
+        expected = f"{tuple(hidden.shape)} where surplus placeholders are hidden"
+        raise refuse("attention_mask", expected, tuple(mask.shape))
+    return mask.masked_fill(hidden.to(mask.device), 0)
+
+
+def shift_positions(positions: Tensor, hidden: Tensor) -> Tensor:
+    """Positions (B or 1, L) of the last L columns, counted as if the hidden ones were not there."""
+    earlier = hidden.long().cumsum(1) - hidden.long()
+    return positions - earlier[:, -positions.shape[-1] :].to(positions.device)
+
+
+def remember(cache: Any, hidden: Tensor, generating: bool = False) -> None:
+    """Note with a cache which of its columns are hidden, and whether `generate` is at work."""
+    if cache is not None:
+        setattr(cache, _REMEMBERED, hidden)
+        setattr(cache, _GENERATING, generating)
+
+
+def generated(cache: Any) -> None:
+    """Note that `generate` is done with a cache."""
+    if is_generating(cache):
+        setattr(cache, _GENERATING, False)
+
+
+def is_generating(cache: Any) -> bool:
+    """Whether a call of `generate` that has hidden what there is to hide is filling a cache."""
+    return getattr(cache, _GENERATING, False)
+
+
+def remembers(cache: Any) -> bool:
+    """Whether a cache may hold hidden columns."""
+    return getattr(cache, _REMEMBERED, None) is not None
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among a call's arguments or results, under either of its names."""
+    found = arguments.get("cache")
+    return arguments.get("past_key_values") if found is None else found
+
+
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a model, all by name.
+
+    Its class is asked: somebody may have put a `forward` without a signature in the object.
+    """
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -70,16 +156,19 @@ def placeholder_mask(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     return (embeds == table(torch.full((), token, device=embeds.device))).all(-1)
 
 
-def _mask_of(
-    model: nn.Module, arguments: dict[str, Any], placeholder: Tensor, generating: bool
-) -> Tensor:
-    """The attention mask that transformers takes where there is none, (B, past + L)."""
-    if generating and arguments.get("input_ids") is not None:
-        config = model.generation_config
-        pad, ends = config.pad_token_id, config.eos_token_id
-        if pad is not None and pad not in (ends if isinstance(ends, list) else [ends]):
-            return (arguments["input_ids"] != pad).long()
-    cache = arguments.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
-    B, L = placeholder.shape
-    return torch.ones(B, past + L, dtype=torch.int64, device=placeholder.device)
+def _remembered(cache: Any, B: int, past: int) -> Tensor | None:
+    """Which of a cache's `past` columns are hidden, (B, past); None if there can be none."""
+    hidden = getattr(cache, _REMEMBERED, None)
+    if hidden is None or past == 0:
+        return None
+    if hidden.shape[0] != B:
+        if B % hidden.shape[0]:
+            raise refuse("cache", f"a batch of {hidden.shape[0]}, as it was filled with", B)
+        hidden = hidden.repeat_interleave(B // hidden.shape[0], dim=0)
+    hidden = hidden[:, :past]
+    return torch.nn.functional.pad(hidden, (0, past - hidden.shape[1]))
+
+
+def _length(arguments: dict[str, Any]) -> int:
+    ids = arguments.get("input_ids")
+    return (arguments["inputs_embeds"] if ids is None else ids).shape[1]

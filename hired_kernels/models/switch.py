@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """`apply_hired` and `remove_hired`: HiRED on and off for a model and its processor.
 
-An object is switched on by giving it a subclass of its class, with the same name and a few methods
-of `switched.py`, and switched off by giving the class back. Nothing of the class itself, of the
-weights, the configuration or the vision tower changes; other models of the class see nothing. A
-copy or a pickle of a switched object is switched on, what `save_pretrained` writes is stock.
+Model, processor and the modules of the vision tower are switched on by giving them subclasses of
+their classes (`classes`), and off by giving the classes back. Nothing of a class itself, of the
+weights or the configuration changes; other models of the class see nothing. A copy or a pickle of a
+switched object is switched on, what `save_pretrained` writes is stock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from transformers import LlavaNextProcessor, LlavaNextVideoProcessor, LlavaProcessor
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import (
+    LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from . import support
 from .accounting import Anatomy, Settings, refuse
+from .classes import Switched, turn_off, turn_on
 from .state import Switch
-from .switched import is_on, turn_off, turn_on
+from .switched import OneImage, Outer, SubImages
+from .switched_processor import OneImageProcessor, SubImagesProcessor
+from .vision_tower import turn_off_tower, turn_on_tower
+from .watchers import why_full
 
 
 def apply_hired(
@@ -49,18 +62,24 @@ def apply_hired(
     """
     settings = Settings(budget, alpha, policy, newlines)
     parts = _parts(model)
-    config = parts[-1].config
+    inner = parts[-1]
+    config = inner.config
     support.check(config)
     anatomy = Anatomy.of(config)
     if newlines and anatomy.pinpoints is None:
         raise refuse("newlines", f"False for {config.model_type}, which has no separators", True)
     if processor is not None:
         _check_processor(processor, anatomy)
+        parts = (*parts, processor)
+    _check_classes(parts)
     remove_hired(model, processor)
-    with_cls = support.strategy_of(config) == "full"
-    switch = Switch(settings, anatomy, support.why_full_tower(config), with_cls)
-    for part in parts if processor is None else (*parts, processor):
-        turn_on(part, switch)
+    final = max(support.feature_states(config, support.feature_layer_of(config))) - 1
+    turn_on_tower(inner.vision_tower)
+    why = support.why_full_tower(config) or why_full(inner.vision_tower, final)
+    switch = Switch(settings, anatomy, why, support.strategy_of(config) == "full")
+    for part in parts:
+        turn_on(part, _mixin(part))
+        part.hired = switch
     return model, processor
 
 
@@ -71,18 +90,45 @@ def remove_hired(model: Any, processor: Any = None) -> tuple[Any, Any]:
     """
     parts = [] if model is None else _parts(model)
     for part in (*parts, processor):
-        if part is not None and is_on(part):
+        if "hired" in getattr(part, "__dict__", {}):
+            part.hired.on = False
+            del part.hired
+        if isinstance(part, Switched):
             turn_off(part)
+    for part in parts[-1:]:
+        turn_off_tower(part.vision_tower)
     return model, processor
 
 
 def _parts(model: Any) -> tuple[Any, ...]:
     """The objects to switch: a model with a head and the one inside, or that alone."""
-    inner = getattr(model, "model", model)
-    if not hasattr(inner, "vision_tower") or not hasattr(inner, "multi_modal_projector"):
-        kinds = ", ".join(support.MODEL_TYPES.values())
-        raise refuse("model", f"a transformers model ({kinds})", type(model).__name__)
-    return (inner,) if inner is model else (model, inner)
+    parts = (model, model.model) if hasattr(model, "model") else (model,)
+    for part in parts:
+        # A wrapper passes for what it wraps in all but its class.
+        if not isinstance(part, PreTrainedModel) or not hasattr(parts[-1], "multi_modal_projector"):
+            kinds = ", ".join(support.MODEL_TYPES.values())
+            expected = f"a transformers model ({kinds}), before anything is wrapped around it"
+            raise refuse("model", expected, type(part).__name__)
+    return parts
+
+
+def _mixin(part: Any) -> type[Switched]:
+    if isinstance(part, ProcessorMixin):
+        sub_images = hasattr(part, "_get_number_of_features")
+        return SubImagesProcessor if sub_images else OneImageProcessor
+    if hasattr(part, "generate"):
+        return Outer
+    return SubImages if hasattr(part, "pack_image_features") else OneImage
+
+
+def _check_classes(parts: Iterable[Any]) -> None:
+    """Refuse a parametrized class: only the topmost one of an object can be undone."""
+    for part in parts:
+        own = isinstance(part, nn.Module) and not isinstance(part, Switched)
+        if own and parametrize.is_parametrized(part):
+            name = type(part).__name__
+            expected = "no parametrization of its own parameters: switch the model first"
+            raise refuse("model", expected, name)
 
 
 def _check_processor(processor: Any, anatomy: Anatomy) -> None:
@@ -97,7 +143,15 @@ def _check_processor(processor: Any, anatomy: Anatomy) -> None:
         if pinpoints != anatomy.pinpoints:
             expected = f"the model's image_grid_pinpoints {list(anatomy.pinpoints)}"
             raise refuse("processor", expected, list(pinpoints))
-    crop = getattr(images, "crop_size", None)
-    height = crop.get("height") if isinstance(crop, dict) else getattr(crop, "height", None)
-    if height is not None and height != anatomy.tile:
-        raise refuse("processor", f"crop_size {anatomy.tile}, the model's image_size", height)
+    tile, argument = anatomy.tile, "crop_size"
+    size = images.crop_size
+    if anatomy.pinpoints is None and not getattr(images, "do_center_crop", True):
+        size, argument = images.size, "size"
+    pixels = (_side(size, "height"), _side(size, "width"))
+    if any(each not in (None, tile) for each in pixels):
+        got = pixels[0] if pixels[0] == pixels[1] else pixels
+        raise refuse("processor", f"{argument} {tile}, the model's image_size", got)
+
+
+def _side(size: Any, name: str) -> int | None:
+    return size.get(name) if isinstance(size, dict) else getattr(size, name, None)

@@ -1,77 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model, the model inside it and a processor do differently while HiRED is switched on.
+"""What a model, and the model inside it, do differently while HiRED is switched on.
 
-Each mixin stands before a transformers class in a subclass made for it (`_switched_class`). Its
-methods fall back to that class where `self.hired`, the `Switch`, is not there.
+Each mixin stands before a transformers class in a subclass made for it (`classes`). Its methods
+fall back to that class where `self.hired`, the `Switch`, is not there.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import support
-from .accounting import Anatomy, Settings, plan
+from . import support, surplus
+from .accounting import Anatomy, Settings, plan, refuse
+from .classes import Switched
 from .image_features import HiredImageOutput, image_features
-from .state import Switch
-from .surplus import by_name, hide, placeholder_mask
+from .state import ROWS, check_rows, sizes_of
+from .watchers import why_full
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
+_RAW = ("pixel_values", "image_sizes")
+_HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
-class _Switched:
-    """What all switched objects have in common."""
-
-    _hired_base: type
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        _, (_, *arguments), *rest = super().__reduce_ex__(protocol)
-        return _remade, (self._hired_base, *arguments), *rest
-
-
-class _Model(_Switched):
+class Model(Switched):
     """A model with or without its head: hides placeholders that stand for nothing."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        switch = self.__dict__.get("hired")
-        # Decoding steps, which may be compiled as one graph, are let through at once. By position,
-        # pixel_values comes after input_ids in all models served.
+        switch = vars(self).get("hired")
+        rows, cache = kwargs.pop(ROWS, None), surplus.cache_of(kwargs)
+        # By position, pictures and cache come after input_ids in all models served.
         pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
-        if switch is None or not switch.has_surplus or not pictures or switch.holding:
+        # Decoding steps, which may be compiled as one graph, are let through at once.
+        if switch is None or not (pictures or surplus.remembers(cache)):
             return super().__call__(*args, **kwargs)
-        arguments = by_name(self.forward, args, kwargs)
-        output = _encoded(self, arguments)
-        if output is None:
+        arguments = surplus.by_name(self, args, kwargs)
+        check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
+        cache = surplus.cache_of(arguments)
+        if surplus.is_generating(cache):
             return super().__call__(*args, **kwargs)
-        hide(self, output.surplus, arguments, generating=False)
-        with switch.hold(arguments.get("pixel_values"), output):
-            return super().__call__(**arguments)
+        output = _encoded(self, arguments) if switch.has_surplus else None
+        hidden = surplus.hidden_columns(self, arguments, output)
+        if hidden is not None:
+            surplus.hide(arguments, hidden)
+        if output is not None:
+            _hand_over(self, arguments, output)
+        result = super().__call__(**arguments)
+        if hidden is not None:
+            filled = surplus.cache_of(result) if isinstance(result, dict) else None
+            surplus.remember(filled if cache is None else cache, hidden)
+        return result
 
 
-class _Outer(_Model):
+class Outer(Model):
     """A `...ForConditionalGeneration`."""
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        switch = self.__dict__.get("hired")
-        if switch is None or not switch.has_surplus:
+        switch, cache = vars(self).get("hired"), surplus.cache_of(kwargs)
+        if switch is None or not (switch.has_surplus or surplus.remembers(cache)):
             return super().generate(inputs, *args, **kwargs)
         arguments = {**kwargs, "input_ids": kwargs.get("input_ids") if inputs is None else inputs}
-        output = _encoded(self, arguments)
-        if output is None:
+        prompt = arguments["input_ids"]
+        prompt = arguments.get("inputs_embeds") if prompt is None else prompt
+        if prompt is None:
             return super().generate(inputs, *args, **kwargs)
-        hide(self, output.surplus, arguments, generating=True)
-        for name in ("attention_mask", "position_ids"):
-            if arguments.get(name) is not None:
-                kwargs[name] = arguments[name]
-        with switch.hold(arguments.get("pixel_values"), output):
+        check_rows(Anatomy.of(self.config), kwargs.get("image_sizes"), kwargs.pop(ROWS, None))
+        output = _encoded(self, arguments) if switch.has_surplus else None
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        columns = (prompt if mask is None else mask).shape[1]
+        hidden = surplus.hidden_columns(self, arguments, output, columns)
+        if hidden is None:
             return super().generate(inputs, *args, **kwargs)
+        if positions is not None:
+            shown = hidden if mask is None else hidden & mask.to(hidden.device).bool()
+            kwargs["position_ids"] = surplus.shift_positions(positions, shown)
+        if mask is not None:
+            kwargs["attention_mask"] = surplus.hide_from_mask(mask, hidden)
+        if output is not None and _takes_encoded(self):
+            _hand_over(self, kwargs, output)
+        try:
+            result = super().generate(inputs, *args, **kwargs, **{_HIDDEN: hidden})
+        finally:
+            surplus.generated(cache)
+        if isinstance(result, dict):
+            surplus.generated(surplus.cache_of(result))
+        return result
+
+    # What `generate` calls on its way: to look at its arguments, to infer a mask from padding where
+    # none was given, and, when the rows of all beams are there, to see to a cache.
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        ours = (ROWS, _HIDDEN)
+        theirs = {name: value for name, value in model_kwargs.items() if name not in ours}
+        super()._validate_model_kwargs(theirs)
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        mask = super()._prepare_attention_mask_for_generation(
+            inputs_tensor, generation_config, model_kwargs
+        )
+        hidden = model_kwargs.get(_HIDDEN)
+        return mask if hidden is None else surplus.hide_from_mask(mask, hidden)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        hidden = model_kwargs.pop(_HIDDEN, None)
+        done = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, *args, **kwargs
+        )
+        if hidden is not None:
+            surplus.remember(surplus.cache_of(model_kwargs), hidden, generating=True)
+        return done
 
 
-class _Inner(_Model):
+class Inner(Model):
     """The model without its head: selects inside its vision tower."""
 
     def _hired_features(
@@ -81,57 +128,60 @@ class _Inner(_Model):
         feature_layer: Any,
         strategy: str | None,
         *,
+        rows: Any = None,
         return_dict: bool | None = None,
         output_hidden_states: Any = None,
         output_attentions: Any = None,
         **_: Any,
     ) -> HiredImageOutput | tuple:
-        switch = self.hired
-        output = switch.encoded(pixels)
-        if output is None:
-            asked = {
-                "output_hidden_states": output_hidden_states,
-                "output_attentions": output_attentions,
-            }
-            strategy = strategy or support.strategy_of(self.config)
-            layer = (
-                support.feature_layer_of(self.config) if feature_layer is None else feature_layer
-            )
-            sizes = _sizes(image_sizes, pixels, switch.anatomy)
-            todo = plan(switch.settings, switch.anatomy, sizes)
-            output = image_features(
-                self,
-                switch.settings,
-                _partitions(pixels, todo.partitions),
-                todo,
-                layer,
-                why_full=support.why_full_tower(self.config, strategy, **asked),
-                with_cls=strategy == "full",
-                output_attentions=bool(output_attentions),
-            )
-            if self.config.model_type == "vipllava":
-                output.pooler_output = torch.stack(output.pooler_output)
+        switch, config = self.hired, self.config
+        strategy = strategy or support.strategy_of(config)
+        support.check_strategy(config, strategy)
+        layer = support.feature_layer_of(config) if feature_layer is None else feature_layer
+        numbers = support.feature_states(config, layer)
+        asked = {
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
+        anatomy = Anatomy.of(config)
+        sizes = sizes_of(image_sizes, pixels, anatomy)
+        check_rows(anatomy, sizes, rows)
+        todo = plan(switch.settings, anatomy, sizes)
+        switch.why_full = support.why_full_tower(config, strategy, **asked) or why_full(
+            self.vision_tower, max(numbers) - 1
+        )
+        output = image_features(
+            self,
+            switch.settings,
+            _partitions(pixels, todo.partitions),
+            todo,
+            layer,
+            why_full=switch.why_full,
+            with_cls=strategy == "full",
+            output_attentions=bool(output_attentions),
+        )
+        if config.model_type == "vipllava":
+            output.pooler_output = torch.stack(output.pooler_output)
         return output.to_tuple() if return_dict is False else output
 
     def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> Any:
-        switch = self.__dict__.get("hired")
+        switch = vars(self).get("hired")
         try:
             return super().get_placeholder_mask(*args, **kwargs)
         except ValueError as error:
-            arguments = by_name(super().get_placeholder_mask, args, kwargs)
+            parameters = inspect.signature(super().get_placeholder_mask).parameters
+            arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
             features = arguments.get("image_features")
             if switch is None or features is None:
                 raise
-            rows, found = (
-                features.numel() // features.shape[-1],
-                int(placeholder_mask(self, arguments).sum()),
-            )
-            if found == rows:
+            found = int(surplus.placeholder_mask(self, arguments).sum())
+            expected = features.numel() // features.shape[-1]
+            if found == expected:
                 raise
-            raise ValueError(_mismatch(found, rows, switch.settings)) from error
+            raise ValueError(_mismatch(found, expected, switch.settings)) from error
 
 
-class _OneImage(_Inner):
+class OneImage(Inner):
     """LLaVA-1.5 and VipLLaVA: a picture is one partition."""
 
     def get_image_features(
@@ -147,15 +197,13 @@ class _OneImage(_Inner):
         image_sizes is for towers that take any size; CLIP's pictures are all of one.
         """
         layer, strategy = vision_feature_layer, vision_feature_select_strategy
-        if "hired" not in self.__dict__:
-            named = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
-            named = {name: value for name, value in named.items() if value is not None}
-            return super().get_image_features(pixel_values, **named, **kwargs)
+        if "hired" not in vars(self):
+            return super().get_image_features(pixel_values, **_named(layer, strategy), **kwargs)
         layer = kwargs.pop("vision_feature_layers", layer)
         return self._hired_features(pixel_values, None, layer, strategy, **kwargs)
 
 
-class _SubImages(_Inner):
+class SubImages(Inner):
     """LLaVA-NeXT and LLaVA-NeXT-Video: a picture is a full image and its sub-images."""
 
     def get_image_features(
@@ -164,112 +212,65 @@ class _SubImages(_Inner):
         image_sizes: Any,
         vision_feature_layer: Any = None,
         vision_feature_select_strategy: str | None = None,
+        hired_rows: Any = None,
         **kwargs: Any,
     ) -> HiredImageOutput | tuple:
         """Features of the kept tokens of pictures: `HiredImageOutput`.
 
         pixel_values (B, most partitions, 3, tile, tile), or (P, 3, tile, tile) without padding;
-        image_sizes (B, 2), (height, width) in pixels.
+        image_sizes (B, 2), (height, width) in pixels; hired_rows (B,), from the switched processor,
+        to check them by: rows of patches that the sub-images of each picture have.
         """
         layer, strategy = vision_feature_layer, vision_feature_select_strategy
-        if "hired" not in self.__dict__:
-            return super().get_image_features(pixel_values, image_sizes, layer, strategy, **kwargs)
-        return self._hired_features(pixel_values, image_sizes, layer, strategy, **kwargs)
+        if "hired" not in vars(self):
+            named = {"image_sizes": image_sizes, **_named(layer, strategy)}
+            return super().get_image_features(pixel_values, **named, **kwargs)
+        return self._hired_features(
+            pixel_values, image_sizes, layer, strategy, rows=hired_rows, **kwargs
+        )
 
 
-class _OneImageProcessor(_Switched):
-    """LLaVA-1.5's processor counts the patches of a picture and adds this."""
-
-    @property
-    def num_additional_image_tokens(self) -> int:
-        own = self.__dict__["num_additional_image_tokens"]
-        switch = self.__dict__.get("hired")
-        if switch is None:
-            return own
-        tile = switch.anatomy.tile
-        dropped = self.vision_feature_select_strategy == "default"
-        return switch.placeholders(tile, tile) - (tile // self.patch_size) ** 2 + dropped
-
-    @num_additional_image_tokens.setter
-    def num_additional_image_tokens(self, value: int) -> None:
-        self.__dict__["num_additional_image_tokens"] = value
-
-
-class _SubImagesProcessor(_Switched):
-    """LLaVA-NeXT's processor asks this, and takes one off where CLS is dropped."""
-
-    def _get_number_of_features(
-        self, orig_height: int, orig_width: int, height: int, width: int
-    ) -> int:
-        switch = self.__dict__.get("hired")
-        if switch is None:
-            return super()._get_number_of_features(orig_height, orig_width, height, width)
-        dropped = self.vision_feature_select_strategy == "default"
-        return switch.placeholders(int(orig_height), int(orig_width)) + dropped
-
-
-def turn_on(part: Any, switch: Switch) -> None:
-    """Give `part`, a model or a processor, the switched subclass of its class."""
-    # A switched class may have been asked for an object by name: `type(model).from_pretrained`.
-    part.__class__ = _switched_class(getattr(type(part), "_hired_base", type(part)))
-    part.hired = switch
-
-
-def turn_off(part: Any) -> None:
-    """Give `part` its own class back. The switch is off for whatever else still holds it."""
-    part.hired.on = False
-    del part.hired
-    part.__class__ = part._hired_base
-
-
-def is_on(part: Any) -> bool:
-    return isinstance(part, _Switched) and "hired" in part.__dict__
-
-
-@cache
-def _switched_class(base: type) -> type:
-    """A subclass of `base` that passes for it, name and all: transformers goes by the names."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_hired_base": base}
-    return type(base.__name__, (_mixin(base), base), {"__doc__": base.__doc__, **names})
-
-
-def _mixin(base: type) -> type:
-    if hasattr(base, "get_attributes"):  # a processor
-        sub_images = hasattr(base, "_get_number_of_features")
-        return _SubImagesProcessor if sub_images else _OneImageProcessor
-    if hasattr(base, "generate"):
-        return _Outer
-    return _SubImages if hasattr(base, "pack_image_features") else _OneImage
-
-
-def _remade(base: type, *arguments: Any) -> Any:
-    made = _switched_class(base)
-    return made.__new__(made, *arguments)
+def _named(layer: Any, strategy: str | None) -> dict[str, Any]:
+    named = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _encoded(model: Any, arguments: dict[str, Any]) -> HiredImageOutput | None:
     """The features of a call's pictures, encoded now or before; None without pictures."""
     output = (arguments.get("mm_encoder_outputs") or {}).get("image")
-    if isinstance(output, HiredImageOutput) and output.surplus is not None:
+    if isinstance(output, HiredImageOutput):
         return output
-    if output is not None or arguments.get("pixel_values") is None:
+    pixels = arguments.get("pixel_values")
+    if output is not None or pixels is None or pixels.shape[0] == 0:
         return None
-    names = (
-        "pixel_values",
-        "image_sizes",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-    )
+    names = (*_RAW, "vision_feature_layer", "vision_feature_select_strategy")
     given = {name: arguments[name] for name in names if arguments.get(name) is not None}
     return model.get_image_features(**given, return_dict=True)
 
 
-def _sizes(image_sizes: Any, pixels: Tensor, anatomy: Anatomy) -> list[tuple[int, int]]:
-    """(height, width) of each picture. Waits for the device where `image_sizes` lies on one."""
-    if anatomy.pinpoints is None:
-        return [(anatomy.tile, anatomy.tile)] * pixels.shape[0]
-    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
-    return [(int(height), int(width)) for height, width in sizes]
+def _takes_encoded(model: Any) -> bool:
+    """Whether this transformers has models that take encoded pictures."""
+    return "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
+
+
+def _hand_over(model: Any, arguments: dict[str, Any], output: HiredImageOutput) -> None:
+    """Give a call the features of its pictures instead of the pictures, in place."""
+    for name in _RAW:
+        arguments.pop(name, None)
+    encoded = arguments.pop("mm_encoder_outputs", None) or {}
+    if _takes_encoded(model) and arguments.get("pixel_values_videos") is None:
+        arguments["mm_encoder_outputs"] = {**encoded, "image": output}
+        return
+    placeholder = surplus.placeholder_mask(model, arguments)
+    ids, embeds = arguments.pop("input_ids", None), arguments.get("inputs_embeds")
+    if embeds is None:
+        embeds = model.get_input_embeddings()(ids)
+    features = torch.cat(list(output.pooler_output)).to(embeds)
+    found = int(placeholder.sum())
+    if found != len(features):
+        raise ValueError(_mismatch(found, len(features), model.hired.settings))
+    mask = placeholder[..., None].to(embeds.device).expand_as(embeds)
+    arguments["inputs_embeds"] = embeds.masked_scatter(mask, features)
 
 
 def _partitions(pixels: Tensor, counts: list[int]) -> Tensor:
@@ -277,22 +278,24 @@ def _partitions(pixels: Tensor, counts: list[int]) -> Tensor:
     if pixels.dim() == 4:
         return pixels
     if pixels.dim() != 5:
-        raise ValueError(f"hired: pixel_values: expected rank 4 or 5, got rank {pixels.dim()}")
+        raise refuse("pixel_values", "rank 4 or 5", f"rank {pixels.dim()}")
     if len(counts) != pixels.shape[0]:
         got = f"{pixels.shape[0]} for {len(counts)} image_sizes"
-        raise ValueError(f"hired: pixel_values: expected a row for each picture, got {got}")
+        raise refuse("pixel_values", "a row for each picture", got)
     if all(count == pixels.shape[1] for count in counts):
         return pixels.flatten(0, 1)
     return torch.cat([picture[:count] for picture, count in zip(pixels, counts, strict=True)])
 
 
 def _mismatch(found: int, expected: int, settings: Settings) -> str:
-    options = ", ".join(
-        f"{name}={value!r}" for name, value in vars(settings).items() if value is not None
+    options = ", ".join(f"{name}={value!r}" for name, value in vars(settings).items())
+    generated = (
+        "If the language model has generated one (without a cache it is read again), keep it from "
+        "that with `suppress_tokens`. Else the"
     )
     return (
         f"hired: input_ids: expected {expected} image placeholders for these pictures, got "
-        f"{found}: the inputs are not from a processor with this model's settings. Call "
-        f"`model, processor = hired_kernels.apply_hired(model, processor, {options})` and make "
-        "the inputs with that processor"
+        f"{found}. {generated if found > expected else 'The'} inputs are not from a processor with "
+        "this model's settings: call `model, processor = hired_kernels.apply_hired(model, "
+        f"processor, {options})` and make them with that processor"
     )
