@@ -107,7 +107,7 @@ def test_hooks_see_what_they_see_in_the_stock_model(place, kind, pair):
             difference = (ours[name] - tensor).abs().max()
             assert difference <= 1e-4 * max(1, tensor.abs().max()), name
     if place in LATE:
-        assert why and "hook" in why
+        assert "hook" in str(why)
     else:
         assert why is None
     pass_through(stock, model, inputs, backward=False)
