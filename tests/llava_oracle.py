@@ -119,6 +119,13 @@ def switched(
     return stock, model, inputs
 
 
+def stock_inputs(inputs, padding_side="left", sizes=SIZES[:3]):
+    """The same prompts and pictures from a LLaVA-NeXT processor that was never switched on."""
+    processor = make(padding_side=padding_side)[1]
+    text = PROMPTS[: len(inputs["input_ids"])]
+    return processor(images=pictures(sizes), text=text, padding=True, return_tensors="pt")
+
+
 def features_of(stock, inputs, sizes=SIZES[:3], **settings):
     found = select_as_the_reference(stock, inputs["pixel_values"], sizes, **settings)
     return project(stock, found.tokens, found.rows)
