@@ -144,14 +144,24 @@ def test_labels_give_the_loss_of_the_text(settings):
         assert model.model.image_newline.grad.abs().sum() > 0
 
 
-def test_labels_on_surplus_placeholders_are_ignored():
+@pytest.mark.parametrize("by_name", [False, True], ids=["called", "forward"])
+def test_labels_on_surplus_placeholders_are_ignored(by_name):
     _, model, inputs = switched(padding_side="right", policy="published")
-    output = model(**inputs, labels=inputs["input_ids"].clone())
-    assert output.loss.isfinite()
-    arguments = {**inputs, "labels": inputs["input_ids"].clone()}
+    labels, seen = inputs["input_ids"].clone(), []
+
+    def loss(logits, labels, vocab_size, **kwargs):
+        assert not kwargs
+        seen.append(labels)
+        return logits.sum()
+
+    model.loss_function = loss
+    (model.forward if by_name else model)(**inputs, labels=labels)
+    assert torch.equal(labels, inputs["input_ids"])
+    ignored = seen[0] == -100
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-    hide(arguments, hidden_columns(model, arguments, features))
-    ignored = arguments["labels"] == -100
     assert int(ignored.sum()) == int(features.surplus.sum()) > 0
     assert (inputs["input_ids"][ignored] == 4).all()
+    assert torch.equal(seen[0][~ignored], labels[~ignored])
+    arguments = dict(inputs)
+    hide(arguments, hidden_columns(model, arguments, features))
     assert (arguments["attention_mask"][ignored] == 0).all()

@@ -8,7 +8,7 @@ other objects of the class see nothing.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, wraps
 from itertools import takewhile
 from types import MethodType
 from typing import Any
@@ -60,7 +60,21 @@ def reaches(part: Any) -> bool:
 def switched_class(mixin: type[Switched], base: type) -> type:
     """A subclass of `base` that passes for it, name and all: transformers goes by the names."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_hired_base": base}
-    return type(base.__name__, (mixin, base), {"__doc__": base.__doc__, **names})
+    names["__doc__"] = base.__doc__
+    if hasattr(mixin, "forward"):
+        names["forward"] = _signed(mixin.forward, base.forward)
+    return type(base.__name__, (mixin, base), names)
+
+
+def _signed(function: Any, other: Any) -> Any:
+    """A function that does what `function` does and has the signature and text of `other`."""
+
+    @wraps(other)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Whoever took it from a switched object may call it when the class has been given back.
+        return (function if isinstance(self, Switched) else other)(self, *args, **kwargs)
+
+    return forward
 
 
 def _change_class(part: Any, to: type) -> None:

@@ -24,6 +24,7 @@ from .vision_tower import (
     is_on,
     turn_on_tower,
 )
+from .watchers import noting, replaced
 
 
 class HiredTower(nn.Module):
@@ -81,7 +82,10 @@ class HiredTower(nn.Module):
 def early_exit(
     tower: nn.Module, pixels: Tensor, feature_layer: FeatureLayer, todo: Plan, settings: Settings
 ) -> Selection:
-    """Run a tower on pixels (P, 3, tile, tile) for the kept tokens alone."""
+    """Run a tower on pixels (P, 3, tile, tile) for the kept tokens alone.
+
+    One of which nothing that a pass has to reach was replaced (`watchers`).
+    """
     scale = _scale(tower)
 
     def choose(features: Tensor, scores: tuple[Tensor, ...]) -> Selection:
@@ -90,7 +94,7 @@ def early_exit(
     hired = Pass(_wanted(tower, feature_layer), todo.full_images, choose, todo.most)
     tokens = _switched(tower)(pixels, hired=hired)
     if hired.kept is None:
-        raise _replaced()
+        raise refuse("vision tower", "CLIP's own forward methods", "one that was replaced")
     return hired.kept._replace(tokens=tokens)
 
 
@@ -109,9 +113,12 @@ def full_tower(
     """
     hired = Pass(_wanted(tower, feature_layer), todo.full_images)
     outputs = {**outputs, "output_hidden_states": True, "return_dict": True}
-    whole = _switched(tower)(pixels, hired=hired, **outputs)
-    if hired.query_init is None or hired.query_final is None:
-        raise _replaced()
+    tower = _switched(tower)
+    if replaced(tower, hired.final) is None:
+        whole = tower(pixels, hired=hired, **outputs)
+    else:
+        with noting(tower, hired):
+            whole = tower(pixels, **outputs)
     states = whole.hidden_states
     features = torch.cat([states[number] for number in hired.wanted], dim=-1)
     scores = hired.scores(features.device)
@@ -138,8 +145,3 @@ def _wanted(tower: nn.Module, feature_layer: FeatureLayer) -> tuple[int, ...]:
 
 def _scale(tower: nn.Module) -> float:
     return encoder_layers(tower)[0].self_attn.scale
-
-
-def _replaced() -> ValueError:
-    got = "a forward method that somebody has replaced"
-    return refuse("vision tower", "layers and attention of transformers' CLIP", got)

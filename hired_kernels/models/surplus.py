@@ -24,12 +24,33 @@ from torch import Tensor, nn
 
 from .accounting import refuse
 from .image_features import HiredImageOutput
+from .state import ROWS
+
+# Arguments of our own on their way through a call: a `Hidden` from a model to the one inside and to
+# the loss; in `generate` the hidden columns themselves.
+HIDDEN = "hired_hidden"
 
 IGNORED = -100  # transformers' label of a token that no loss is computed of
 
 # Attributes of a cache: which of its columns are hidden, (B, columns) bool; and whether a call of
 # `generate`, which hides them beforehand, is filling it.
 _REMEMBERED, _GENERATING = "_hired_hidden", "_hired_generating"
+
+
+class Hidden:
+    """Where the model inside leaves the columns (B, past + L) that it has hidden, for the loss."""
+
+    columns: Tensor | None = None
+
+
+def loss(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """A model's loss function, without labels on hidden columns, called as the stock model does."""
+    found, labels = kwargs.pop(HIDDEN, None), kwargs.get("labels")
+    kwargs.pop(ROWS, None)
+    if found is not None and found.columns is not None and labels is not None:
+        hidden = found.columns[:, -labels.shape[1] :].to(labels.device)
+        kwargs["labels"] = labels.masked_fill(hidden, IGNORED)
+    return function(*args, **kwargs)
 
 
 def hidden_columns(
@@ -73,8 +94,8 @@ def hidden_columns(
 def hide(arguments: dict[str, Any], hidden: Tensor) -> None:
     """Take hidden columns (B, past + L) off a call's arguments, in place.
 
-    Of `arguments`, by name: attention_mask (B, past + L), position_ids (B, L or past + L), labels
-    (B, L), each or None. A mask that hides them already is left as it is, and positions with it.
+    Of `arguments`, by name: attention_mask (B, past + L) and position_ids (B, L), each or None. A
+    mask that hides them already is left as it is, and positions with it.
     """
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
     columns = hidden.shape[1]
@@ -87,10 +108,6 @@ def hide(arguments: dict[str, Any], hidden: Tensor) -> None:
     ones = hidden.new_ones(hidden.shape, dtype=torch.int64) if mask is None else mask
     arguments["attention_mask"] = hide_from_mask(ones, hidden)
     arguments["position_ids"] = shift_positions(positions, unseen)
-    if arguments.get("labels") is not None:
-        labels = arguments["labels"]
-        new = hidden[:, columns - labels.shape[1] :].to(labels.device)
-        arguments["labels"] = labels.masked_fill(new, IGNORED)
 
 
 def hide_from_mask(mask: Tensor, hidden: Tensor) -> Tensor:

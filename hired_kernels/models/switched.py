@@ -8,6 +8,8 @@ fall back to that class where `self.hired`, the `Switch`, is not there.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,47 +17,35 @@ from torch import Tensor
 
 from . import support, surplus
 from .accounting import Anatomy, Settings, plan, refuse
-from .classes import Switched
+from .classes import Switched, reaches
 from .image_features import HiredImageOutput, image_features
 from .state import ROWS, check_rows, sizes_of
+from .surplus import HIDDEN
 from .watchers import why_full
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
 _RAW = ("pixel_values", "image_sizes")
-_HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
-class Model(Switched):
-    """A model with or without its head: hides placeholders that stand for nothing."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        switch = vars(self).get("hired")
-        rows, cache = kwargs.pop(ROWS, None), surplus.cache_of(kwargs)
-        # By position, pictures and cache come after input_ids in all models served.
-        pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
-        # Decoding steps, which may be compiled as one graph, are let through at once.
-        if switch is None or not (pictures or surplus.remembers(cache)):
-            return super().__call__(*args, **kwargs)
-        arguments = surplus.by_name(self, args, kwargs)
-        check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
-        cache = surplus.cache_of(arguments)
-        if surplus.is_generating(cache):
-            return super().__call__(*args, **kwargs)
-        output = _encoded(self, arguments) if switch.has_surplus else None
-        hidden = surplus.hidden_columns(self, arguments, output)
-        if hidden is not None:
-            surplus.hide(arguments, hidden)
-        if output is not None:
-            _hand_over(self, arguments, output)
-        result = super().__call__(**arguments)
-        if hidden is not None:
-            filled = surplus.cache_of(result) if isinstance(result, dict) else None
-            surplus.remember(filled if cache is None else cache, hidden)
-        return result
-
-
-class Outer(Model):
+class Outer(Switched):
     """A `...ForConditionalGeneration`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        switch = vars(self).get("hired")
+        if switch is not None and switch.has_surplus:
+            # On its way to the model inside and to the loss.
+            kwargs[HIDDEN] = surplus.Hidden()
+        return super().forward(*args, **kwargs)
+
+    @property
+    def loss_function(self) -> Any:
+        """The model's own, without labels on what the model inside has hidden."""
+        function = super().loss_function
+        return partial(surplus.loss, function) if "hired" in vars(self) else function
+
+    @loss_function.setter
+    def loss_function(self, function: Any) -> None:
+        self._loss_function = function
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +72,7 @@ class Outer(Model):
         if output is not None and _takes_encoded(self):
             _hand_over(self, kwargs, output)
         try:
-            result = super().generate(inputs, *args, **kwargs, **{_HIDDEN: hidden})
+            result = super().generate(inputs, *args, **kwargs, **{HIDDEN: hidden})
         finally:
             surplus.generated(cache)
         if isinstance(result, dict):
@@ -93,7 +83,7 @@ class Outer(Model):
     # none was given, and, when the rows of all beams are there, to see to a cache.
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        ours = (ROWS, _HIDDEN)
+        ours = (ROWS, HIDDEN)
         theirs = {name: value for name, value in model_kwargs.items() if name not in ours}
         super()._validate_model_kwargs(theirs)
 
@@ -103,13 +93,13 @@ class Outer(Model):
         mask = super()._prepare_attention_mask_for_generation(
             inputs_tensor, generation_config, model_kwargs
         )
-        hidden = model_kwargs.get(_HIDDEN)
+        hidden = model_kwargs.get(HIDDEN)
         return mask if hidden is None else surplus.hide_from_mask(mask, hidden)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        hidden = model_kwargs.pop(_HIDDEN, None)
+        hidden = model_kwargs.pop(HIDDEN, None)
         done = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
@@ -118,8 +108,48 @@ class Outer(Model):
         return done
 
 
-class Inner(Model):
-    """The model without its head: selects inside its vision tower."""
+class Inner(Switched):
+    """The model without its head: selects inside its vision tower, hides what stands for nothing.
+
+    In its `forward`, where its own parameters are: FSDP and DeepSpeed gather them for that call.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if reaches(self):
+            return super().__call__(*args, **kwargs)
+        return self._hired_call(super().__call__, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hired_call(super().forward, args, kwargs)
+
+    def _hired_call(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        switch, found = vars(self).get("hired"), kwargs.pop(HIDDEN, None)
+        rows, cache = kwargs.pop(ROWS, None), surplus.cache_of(kwargs)
+        # By position, pictures and cache come after input_ids in all models served.
+        pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
+        # Decoding steps, which may be compiled as one graph, are let through at once.
+        if switch is None or not (pictures or surplus.remembers(cache)):
+            return call(*args, **kwargs)
+        arguments = surplus.by_name(self, args, kwargs)
+        check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
+        cache = surplus.cache_of(arguments)
+        if surplus.is_generating(cache):
+            return call(*args, **kwargs)
+        output = _encoded(self, arguments) if switch.has_surplus else None
+        hidden = surplus.hidden_columns(self, arguments, output)
+        if hidden is not None:
+            surplus.hide(arguments, hidden)
+            if found is not None:
+                found.columns = hidden
+        if output is not None:
+            _hand_over(self, arguments, output)
+        result = call(**arguments)
+        if hidden is not None:
+            filled = surplus.cache_of(result) if isinstance(result, dict) else None
+            surplus.remember(filled if cache is None else cache, hidden)
+        return result
 
     def _hired_features(
         self,

@@ -30,6 +30,7 @@ from transformers.models.clip.modeling_clip import (
 from ..arguments import SCORE_DTYPES
 from ..ops import Selection
 from . import kept_rows
+from .accounting import refuse
 from .classes import Switched, turn_off, turn_on
 
 INITIAL_LAYER = 0
@@ -74,6 +75,8 @@ class Pass:
     def scores(self, device: torch.device) -> tuple[Tensor, ...]:
         """Query and key of the initial and of the selection layer, as `select_qk` takes them."""
         noted = self.query_init, self.key_init, self.query_final, self.key_final
+        if self.query_init is None:
+            raise refuse("vision tower", "CLIP's own forward methods", "one that was replaced")
         return as_scores(noted, device)
 
 

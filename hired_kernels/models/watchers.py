@@ -3,23 +3,27 @@
 
 A hook sees what it would see in the stock model. Where that is more than an early exit computes
 (what tower and encoder return, the selection layer and whatever is inside, later layers), the whole
-tower runs. Hooks of the libraries that move and shard weights are at home with any tensors.
+tower runs. Hooks of the libraries that move and shard weights are at home with any tensors. The
+whole tower also runs where a `forward` that a pass has to reach was replaced; queries and keys are
+then noted by hooks.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPVisionModel
 
 from .classes import reaches
-from .vision_tower import TowerModule
+from .vision_tower import INITIAL_LAYER, Pass, TowerModule, core, encoder_layers, heads
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _AT_HOME = ("torch", "transformers", "accelerate", "deepspeed")
@@ -31,24 +35,64 @@ def why_full(tower: nn.Module, final: int) -> str | None:
     for name, module in _changed(tower, final):
         if any(_is_users(hook) for kind in _HOOKS for hook in getattr(module, kind, {}).values()):
             return f"a hook on {name} is to see what it sees in the stock model"
-        if isinstance(module, TowerModule) and not reaches(module):
-            return f"the forward method of {name} was replaced"
     everywhere = (getattr(torch_module, f"_global{kind}", {}).values() for kind in _HOOKS)
     if any(map(_is_users, chain(*everywhere))):
         return "a hook on all modules is to see what it sees in the stock model"
+    name = replaced(tower, final)
+    return None if name is None else f"the forward method of {name} was replaced"
+
+
+@torch.compiler.disable
+def replaced(tower: nn.Module, final: int) -> str | None:
+    """The name of a module that a pass has to reach and does not, or None."""
+    own = chain(*(_layer(tower, number) for number in {INITIAL_LAYER, final}))
+    for name, module in chain(_outer(tower), own):
+        if isinstance(module, TowerModule) and not reaches(module):
+            return name
     return None
+
+
+@contextmanager
+def noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
+    """Note queries and keys for a pass where its modules do not: by hooks on their projections."""
+    seen, thread, handles = {}, threading.get_ident(), []
+    for number in {INITIAL_LAYER, hired.final}:
+        (attn,) = (part for _, part in _layer(tower, number) if isinstance(part, CLIPAttention))
+        for name in ("q_proj", "k_proj"):
+
+            def note(
+                _: nn.Module, args: Any, output: Tensor, key: Any = (number, name), attn: Any = attn
+            ) -> None:
+                if threading.get_ident() == thread:
+                    seen[key] = heads(attn, output)
+
+            handles.append(getattr(attn, name).register_forward_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for number in {INITIAL_LAYER, hired.final}:
+        hired.note(number, seen[number, "q_proj"][:, 0], seen[number, "k_proj"])
 
 
 def _changed(tower: nn.Module, final: int) -> Iterator[tuple[str, nn.Module]]:
     """Modules that compute less under an early exit, or nothing, with their names."""
-    outermost = list(_down_to(tower, CLIPVisionModel, "vision_tower"))
-    yield from outermost
-    name, inner = outermost[-1]
-    yield f"{name}.post_layernorm", inner.post_layernorm
-    yield from _down_to(inner.encoder, CLIPEncoder, f"{name}.encoder")
-    for number, layer in enumerate(inner.encoder.layers):
-        if number >= final:
-            yield from layer.named_modules(prefix=f"{name}.encoder.layers.{number}")
+    yield from _outer(tower)
+    yield "vision_tower.post_layernorm", core(tower).post_layernorm
+    for number in range(final, len(encoder_layers(tower))):
+        yield from _layer(tower, number)
+
+
+def _outer(tower: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The tower and its encoder, and what may be wrapped around either."""
+    yield from _down_to(tower, CLIPVisionModel, "vision_tower")
+    yield from _down_to(core(tower).encoder, CLIPEncoder, "vision_tower.encoder")
+
+
+def _layer(tower: nn.Module, number: int) -> Iterator[tuple[str, nn.Module]]:
+    name = f"vision_tower.encoder.layers.{number}"
+    return encoder_layers(tower)[number].named_modules(prefix=name)
 
 
 def _down_to(module: nn.Module, kind: type, prefix: str) -> Iterator[tuple[str, nn.Module]]:
