@@ -25,6 +25,7 @@ import torch
 from inputs import Inputs, Shape
 
 import hired_kernels as hired
+from hired_kernels import terminal
 
 OPERATORS = ("select", "select_qk")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -166,20 +167,53 @@ def _beside_target(case: dict[str, Any]) -> str:
     return f"reached and aimed at, {case['operator']}, one picture, float32: {'; '.join(parts)}"
 
 
+def _count(text: str) -> int:
+    return _one_of("an integer from 1 to 2^31 - 1", int, lambda count: 0 < count < 1 << 31, text)
+
+
+def _seed(text: str) -> int:
+    return _one_of("an integer from 0 to 2^63 - 1", int, lambda seed: 0 <= seed < 1 << 63, text)
+
+
+def _positive(text: str) -> float:
+    return _one_of("a number above 0", float, lambda number: 0 < number < math.inf, text)
+
+
+def _file(text: str) -> Path:
+    return _one_of("the name of a file that can be written", Path, _can_be_written, text)
+
+
+def _can_be_written(path: Path) -> bool:
+    """Found out before anything is measured; makes the folder."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return not path.is_dir() and os.access(path.parent, os.W_OK)
+    return False
+
+
+def _one_of(
+    expected: str, kind: Callable[[str], Any], fits: Callable[[Any], Any], text: str
+) -> Any:
+    with contextlib.suppress(ValueError):
+        if fits(value := kind(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = terminal.Parser(prog="hired bench", description=__doc__.partition("\n\n")[0])
     add = parser.add_argument
     add("--operators", nargs="+", choices=OPERATORS, default=OPERATORS)
-    add("--batches", nargs="+", type=int, default=[1, 4, 16], help="pictures in a call (1 4 16)")
+    add("--batches", nargs="+", type=_count, default=[1, 4, 16], help="pictures in a call (1 4 16)")
     add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    add("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's threads (all)")
-    add("--seconds", type=float, default=2.0, help="for each contender at each shape (2)")
-    add("--rotate", type=float, default=4.0, help="bytes of all input sets over the last cache (4)")
-    add("--sets", type=int, help="input sets instead; 1 leaves the inputs in the cache")
+    add("--threads", type=_count, default=torch.get_num_threads(), help="PyTorch's threads (all)")
+    add("--seconds", type=_positive, default=2.0, help="for each contender at each shape (2)")
+    add("--rotate", type=_positive, default=4.0, help="bytes of all inputs over the last cache (4)")
+    add("--sets", type=_count, help="input sets instead; 1 leaves the inputs in the cache")
     add("--system-malloc", action="store_true", help="let malloc return memory: page faults count")
-    add("--seed", type=int, default=0)
+    add("--seed", type=_seed, default=0)
     add("--quick", action="store_true", help="one picture, 0.1 seconds; no file without --out")
-    add("--out", type=Path, help="JSON file (benchmarks/results/cpu.json)")
+    add("--out", type=_file, help="JSON file (benchmarks/results/cpu.json)")
     options = parser.parse_args()
     if options.quick:
         options.batches, options.seconds = [1], 0.1
@@ -216,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.run("hired bench", main))

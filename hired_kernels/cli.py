@@ -13,44 +13,46 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+
+from . import terminal
 
 _TOWERS = ("auto", "large", "small", "tiny")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Raises SystemExit as argparse does."""
+    return terminal.run("hired", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     options, rest = _parser().parse_known_args(argv)
     if rest and options.command != "bench":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        if options.command == "info":
-            return _info(options.model)
-        if options.command == "demo":
-            return _demo(options)
+    if options.command == "bench":
         return _bench(rest)
-    except KeyboardInterrupt:
-        return 130
+    with warnings.catch_warnings():
+        # Of what libraries warn (odd EXIF data, 90 million pixels) nothing keeps us from going on.
+        warnings.simplefilter("ignore")
+        return _info(options.model) if options.command == "info" else _demo(options)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="hired", description=(__doc__ or "").split("\n\n")[0])
+def _parser() -> terminal.Parser:
+    parser = terminal.Parser(prog="hired", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
     info = commands.add_parser("info", help="what was built, which backend serves this machine")
     info.add_argument(
         "--model",
+        type=_name,
         metavar="PATH",
         help="folder or hub name of a transformers model: what HiRED can do for it",
     )
     demo = commands.add_parser("demo", help="one picture through the method, counted and drawn")
-    demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph of your own")
+    demo.add_argument(
+        "image", nargs="?", type=_name, metavar="IMAGE", help="a photograph of your own"
+    )
     demo.add_argument(
         "--budget",
         type=_budget,
@@ -66,6 +68,7 @@ def _parser() -> _Parser:
     demo.add_argument("--policy", choices=("exact", "published"), default="exact")
     demo.add_argument(
         "--model",
+        type=_name,
         metavar="PATH",
         help="folder or hub name of a LLaVA-NeXT or LLaVA model (default: a small one that comes "
         "along and knows one kind of picture; random weights for any other)",
@@ -76,7 +79,9 @@ def _parser() -> _Parser:
         help="random weights in a tower of this size (auto: large, small on a slow machine); a "
         "photograph comes along",
     )
-    demo.add_argument("--out", metavar="FILE", default="out/demo.png", help="where the PNG goes")
+    demo.add_argument(
+        "--out", type=_name, metavar="FILE", default="out/demo.png", help="where the PNG goes"
+    )
     bench = commands.add_parser("bench", help="the benchmarks of a source checkout", add_help=False)
     bench.description = "Its options are those of benchmarks/bench_select.py."
     return parser
@@ -86,7 +91,8 @@ def _info(model: str | None) -> int:
     from . import info
 
     try:
-        print("\n".join(info.lines(model)))
+        for line in info.lines(model):
+            _say(line)
     except ModuleNotFoundError as error:
         return _lacks("info", error)
     except ValueError as error:
@@ -108,6 +114,7 @@ def _demo(options: argparse.Namespace) -> int:
             model=options.model,
             tower=options.tower,
             out=options.out,
+            say=_say,
         )
     except demo.DemoError as error:
         return _fail("demo", str(error))
@@ -118,7 +125,10 @@ def _bench(arguments: Sequence[str]) -> int:
     script = Path(__file__).resolve().parents[1] / "benchmarks" / "bench_select.py"
     if not script.is_file():
         return _fail("bench", f"expected a source checkout with benchmarks, got no {script}")
-    return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+    try:
+        return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+    except KeyboardInterrupt:
+        return 130  # the benchmark has said so
 
 
 def _lacks(command: str, error: ModuleNotFoundError) -> int:
@@ -129,8 +139,18 @@ def _lacks(command: str, error: ModuleNotFoundError) -> int:
 
 
 def _fail(command: str, reason: str) -> int:
-    print(f"hired {command}: {reason}", file=sys.stderr)
+    terminal.complain(f"hired {command}", reason)
     return 2
+
+
+def _say(line: str) -> None:
+    print(terminal.one_line(line))
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got ''")
+    return text
 
 
 def _budget(text: str) -> float | int:

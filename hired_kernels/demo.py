@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,8 @@ from .geometry import Layout
 from .models import loading, question
 from .models.loading import ModelError, VisionModel
 from .models.question import Answer
+from .photograph import upright
+from .terminal import one_line
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "photograph.jpg"
 TOWERS = ("auto", *loading.TOWERS)
@@ -68,7 +70,7 @@ def run(
     random weights; without `image` and `tower` too, the trained model that comes along gets its own
     picture. Raises DemoError, with one line, for what a user can get wrong.
     """
-    path = _writable(Path(out))
+    path = _writable(out)
     own = image is None and model is None and tower is None
     photograph = open_picture(str(question.PICTURE) if own else image)
     origin = "the one that comes along" if own else "the photograph that comes along"
@@ -78,8 +80,8 @@ def run(
         say("model       a small LLaVA-NeXT that comes along, trained on such pictures")
     else:
         vision = _vision_model(model, tower or "auto", photograph, say)
+    layout = _layout(vision, photograph)
     try:
-        layout = vision.layout(photograph.height, photograph.width)
         tokens = {name: _tokens(layout, budget, name) for name in ("exact", "published")}
         _say_plan(layout, tokens[policy], budget, alpha, policy, say)
         result = comparison.compare(
@@ -102,7 +104,10 @@ def run(
         layout,
         _footer(layout, result.kept, vision, alpha, policy),
     )
-    drawing.save(path, format="PNG")
+    try:
+        drawing.save(path, format="PNG")
+    except OSError as error:
+        raise DemoError(f"out {path}: {_reason(error)}") from None
     say(f"drawn       {path}, {drawing.width} x {drawing.height} pixels")
     return Outcome(layout, result.kept, result.rows, result.stages, path, answers)
 
@@ -110,8 +115,8 @@ def run(
 def open_picture(path: str | None) -> Image.Image:
     """The picture at `path`, or the one that comes along, upright and in RGB."""
     try:
-        with Image.open(path or PHOTOGRAPH) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+        with Image.open(PHOTOGRAPH if path is None else path) as file:
+            return upright(file)
     except FileNotFoundError:
         raise DemoError(f"picture {path}: no such file") from None
     except IsADirectoryError:
@@ -120,20 +125,27 @@ def open_picture(path: str | None) -> Image.Image:
         raise DemoError(f"picture {path}: not allowed to read it") from None
     except Exception as error:
         # Decoders raise what they like, SyntaxError and struct.error among it.
-        raise DemoError(f"picture {path}: {_first_line(error)}") from error
+        raise DemoError(f"picture {path}: {_reason(error)}") from error
 
 
-def _writable(path: Path) -> Path:
-    """`path`, if a file can be written there: found out before the tower runs, not after."""
+def _writable(out: str) -> Path:
+    """Its path, if a file can be written there: found out before the tower runs, not after."""
+    if not out:
+        raise DemoError("out: expected a file name, got ''")
+    path = Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
+        if path.is_fifo():
+            raise DemoError(f"out {path}: expected a file, got a pipe")
         with path.open("ab"):
             pass
         if not existed:
             path.unlink()
-    except OSError as error:
-        raise DemoError(f"out {path}: {error.strerror}") from None
+    except FileExistsError:
+        raise DemoError(f"out {path}: expected a folder, got a file: {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise DemoError(f"out {path}: {_reason(error)}") from None
     return path
 
 
@@ -157,6 +169,14 @@ def _vision_model(model: str | None, tower: str, photograph: Image.Image, say: S
     say("            Random weights choose at random: this shows how the method works and what it")
     say("            costs, not what a trained model would keep. For that, give --model.")
     return vision
+
+
+def _layout(vision: VisionModel, photograph: Image.Image) -> Layout:
+    try:
+        return vision.layout(photograph.height, photograph.width)
+    except Exception as error:
+        # A model's pinpoints may be anything.
+        raise DemoError(f"model {vision.name}: {_first_line(error)}") from error
 
 
 def _tokens(layout: Layout, budget: float | int, policy: str) -> int:
@@ -215,15 +235,23 @@ def _footer(
 ) -> tuple[str, str]:
     count = int(kept.sum())
     said = f"{count:,} of {layout.valid:,} tokens, {count / layout.valid:.0%}"
-    weights = "random weights choose at random" if vision.random else Path(vision.name).name
+    weights = (
+        "random weights choose at random" if vision.random else one_line(Path(vision.name).name)
+    )
     if vision.name == str(question.FOLDER):
         weights = "the small trained model that comes along"
     return f"{said}, policy {policy}, alpha {alpha:g}", weights
 
 
 def _progress(layers: range) -> Iterator[int]:
-    """A bar for the tower, where it takes longer than a moment."""
-    return iter(tqdm(layers, desc="vision tower", unit="layer", delay=2.0, leave=False))
+    """A bar for the tower, where it takes longer than a moment and stderr is a terminal."""
+    bar = tqdm(layers, desc="vision tower", unit="layer", delay=2.0, leave=False, disable=None)
+    return iter(bar)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says of an error of its own, without the file's name; else its first line."""
+    return getattr(error, "strerror", None) or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

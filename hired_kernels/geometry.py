@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Rational, Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ LLAVA_NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1
 Grid = tuple[int, int]
 Crop = tuple[int, int, int, int]
 Pinpoints = Iterable[Sequence[int]]
-_FLOATS = (float, np.floating)
+_BOOLS = (bool, np.bool_)
 
 
 def _error(argument: str, expected: str, got: object) -> ValueError:
@@ -108,14 +109,32 @@ def capacities(grid: Grid, crop: Crop | None, side: int) -> list[int]:
     return [side * side, *(height * width for height in rows for width in cols)]
 
 
+def _symbolic(argument: str, count: int, values: Any) -> list[Any]:
+    """`count` integers of any kind: symbols as they are, without a branch on one."""
+    try:
+        integers = [v if type(v) is int else _index(v) for v in values]
+    except TypeError:
+        integers = []
+    if len(integers) != count:
+        raise _error(argument, f"{count} integer(s)", values)
+    return integers
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, _BOOLS):
+        raise TypeError
+    # As it is, where it can be: under torch.compile a conversion would make a constant of it.
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
+
+
 def _total(grid: Any, tokens: Any, crop: Any, policy: str) -> Any:
     """Tokens of a picture that a budget may ask for. Branch-free in its integers."""
     if policy not in ("exact", "published"):
         raise _error("policy", "exact or published", repr(policy))
-    R, C = grid
+    (R, C), (tokens,) = _symbolic("grid", 2, grid), _symbolic("tokens", 1, (tokens,))
     if crop is None or policy == "published":
         return (1 + R * C) * tokens
-    top, bottom, left, right = crop
+    top, bottom, left, right = _symbolic("crop", 4, crop)
     # The clamps undo the crop of a picture without sub-images, whatever it says, and no other.
     area = torch.sym_min((bottom - top) * (right - left), R * C * tokens)
     return tokens + torch.sym_max(area, 0)
@@ -126,10 +145,19 @@ def kept_tokens(
 ) -> Any:
     """Rows of the output that one picture owns, `tokens` being T; summed over a batch, K.
 
-    Every integer may be a SymInt: nothing here branches on one, or checks it. "published" may fill
-    fewer, and knows nothing of the crop. Raises ValueError for an unknown policy.
+    Every integer may be a SymInt: nothing here branches on one, or checks its value. "published"
+    may fill fewer, and knows nothing of the crop. Raises ValueError for an unknown policy, and for
+    what is no integer.
     """
+    (budget,) = _symbolic("budget", 1, (budget,))
     return torch.sym_min(budget, _total(grid, tokens, crop, policy))
+
+
+def _is_share(value: Any) -> bool:
+    """A real number that is no integer: a float, NumPy's, a Fraction. 1.0 is one, 1 is none."""
+    if isinstance(value, float):
+        return True
+    return isinstance(value, Real) and not isinstance(value, Integral)
 
 
 def share_of_tokens(
@@ -137,20 +165,30 @@ def share_of_tokens(
 ) -> int:
     """The budget that a share in (0, 1] of one picture's valid tokens means, rounded down.
 
-    Under "published" it is `int(P * T * share)`, padding and all. Raises ValueError out of range.
+    A binary fraction stands for the quotient or decimal it was made of: 0.35 of 2880 is 1008, where
+    `int(2880 * 0.35)` is 1007. Under "published" it is `int(P * T * share)`, as the published code
+    computes it, padding and all. Raises ValueError out of range.
     """
-    if not isinstance(share, _FLOATS) or not 0 < share <= 1:
-        raise _error("budget", "a float in (0, 1]", repr(share))
-    return torch.sym_int(_total(grid, tokens, crop, policy) * float(share))
+    if not _is_share(share) or not 0 < share <= 1:
+        raise _error("budget", "a share in (0, 1]", repr(share))
+    total = _total(grid, tokens, crop, policy)
+    if not isinstance(share, float) and isinstance(share, Rational):
+        return total * int(share.numerator) // int(share.denominator)
+    meant = float(share)
+    if policy != "published":
+        # What was meant is at most half an ulp above the share. So the next number is not below it,
+        # nor is a rounded product; a power of two, which is exact, stays itself.
+        meant += meant * (2.0**-24 if isinstance(share, np.float32) else 2.0**-53)
+    return torch.sym_int(total * meant)
 
 
 def _budget(entry: Any, grid: Any, tokens: Any, crop: Any, policy: str) -> int:
     if isinstance(entry, torch.SymInt):
         return entry
-    if isinstance(entry, _FLOATS):
+    if not isinstance(entry, int) and _is_share(entry):
         return share_of_tokens(entry, grid, tokens, crop, policy)
-    if isinstance(entry, bool) or not isinstance(entry, (int, np.integer)) or entry < 0:
-        raise _error("budget", "floats in (0, 1] or integers of at least 0", repr(entry))
+    if isinstance(entry, bool) or not isinstance(entry, (int, Integral)) or entry < 0:
+        raise _error("budget", "shares in (0, 1] or integers of at least 0", repr(entry))
     # As it is, where it can be: under torch.compile a conversion would make a constant of it.
     return entry if isinstance(entry, int) else operator.index(entry)
 
@@ -165,6 +203,8 @@ def resolve_budgets(
     hold (R, C) and (top, bottom, left, right). Raises ValueError for the rest, a bool included.
     """
     B = len(grids)
+    if isinstance(budget, torch.Tensor) and budget.dim():
+        budget = budget.numpy(force=True) if budget.dtype == torch.float32 else budget.tolist()
     one_each = isinstance(budget, (list, tuple)) or (isinstance(budget, np.ndarray) and budget.ndim)
     budgets = budget if one_each else [budget] * B
     boxes = [None] * B if crops is None else crops

@@ -96,7 +96,13 @@ def _model(name: str) -> Iterator[str]:
     from .models import loading, support
 
     yield f"model {name}"
-    for title, text in support.describe(loading.load_config(name)):
+    config = loading.load_config(name)
+    try:
+        facts = list(support.describe(config))
+    except Exception as error:
+        # A configuration may hold anything: no list of what it then raises is complete.
+        raise loading.ModelError(f"model {name!r}: {error!r}") from error
+    for title, text in facts:
         yield _line(title, text)
 
 

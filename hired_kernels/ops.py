@@ -10,13 +10,13 @@ Source: HiRED (Arif et al., AAAI 2025, arXiv 2408.10945).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import index
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import arguments, geometry
+from . import arguments, face
 from . import backends as _backends  # noqa: F401  (defines or loads torch.ops.hired)
 
 Budget = float | int | Sequence[float | int]
@@ -73,11 +73,12 @@ def select(
         order: "raster", as LLaVA-NeXT packs tokens, or "partition".
 
     Raises `ValueError("hired::select: <argument>: expected ..., got ...")` before any work.
-    Differentiable with respect to features.
+    Differentiable with respect to features, in reverse and forward mode (`torch.func.jvp`, dual
+    tensors; `torch.func.grad` and `vjp` raise); scores have neither gradient nor tangent.
     """
-    tensors = (features, attn_init, attn_final)
+    tensors = {"features": features, "attn_init": attn_init, "attn_final": attn_final}
     rest = (grids, budget, alpha, crops, policy, order)
-    return _call(torch.ops.hired.select.default, tensors, *rest)
+    return _call("select", torch.ops.hired.select.default, tensors, *rest)
 
 
 def select_qk(
@@ -108,9 +109,17 @@ def select_qk(
     The attention is `softmax(q . k * scale)` over all N, summed over heads; the other arguments,
     the result and the errors are those of `select`.
     """
-    tensors = (features, query_init, key_init, query_final, key_final)
+    tensors = {
+        "features": features,
+        "query_init": query_init,
+        "key_init": key_init,
+        "query_final": query_final,
+        "key_final": key_final,
+    }
+    if scale is not None:
+        scale = face.number("select_qk", "scale", "a finite number", scale)
     rest = (grids, budget, alpha, crops, policy, order)
-    return _call(torch.ops.hired.select_qk.default, tensors, *rest, scale=scale)
+    return _call("select_qk", torch.ops.hired.select_qk.default, tensors, *rest, scale=scale)
 
 
 def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | None = None) -> Tensor:
@@ -130,19 +139,19 @@ def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | Non
 
     Raises `ValueError("hired::cls_attention: <argument>: expected ..., got ...")` before any work.
     """
-    if not torch.compiler.is_compiling() and not isinstance(tokens, torch.SymInt):
-        try:
-            tokens = index(tokens)
-        except TypeError:
-            got = f"tokens: expected an integer, got {tokens!r}"
-            raise ValueError(f"hired::cls_attention: {got}") from None
+    name = "cls_attention"
+    face.check_tensors(name, {"query": query, "key": key})
+    tokens = face.integer(name, "tokens", tokens)
+    if scale is not None:
+        scale = face.number(name, "scale", "a finite number", scale)
     op = torch.ops.hired.cls_attention.default
     return _dispatch(op, False, query, key, tokens, scale=scale)
 
 
 def _call(
+    name: str,
     op: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    tensors: tuple[Tensor, ...],
+    tensors: dict[str, Tensor],
     grids: Sequence[Grid],
     budget: Budget,
     alpha: float,
@@ -151,17 +160,33 @@ def _call(
     order: str,
     **scale: float | None,
 ) -> Selection:
-    features = tensors[0]
-    flat_grids = _flat("grids", "(R, C)", grids)
-    flat_crops = None
+    face.check_tensors(name, tensors)
+    features, *scores = tensors.values()
+    grids = face.rows(name, "grids", "(R, C)", grids)
     if crops is not None:
-        flat_crops = _flat("crops", "(top, bottom, left, right)", crops)
+        crops = face.rows(name, "crops", "(top, bottom, left, right)", crops)
     # A rank that has no T is refused by the operator.
     tokens = features.shape[1] if features.dim() == 3 else 1
-    budgets = geometry.resolve_budgets(budget, grids, tokens, crops, policy)
-    flags = {"crops": flat_crops, "policy": policy, "order": order, **scale}
+    budgets = face.budgets(name, budget, grids, tokens, crops, policy)
+    alpha = face.number(name, "alpha", "a number in [0, 1]", alpha)
+    words = {"policy": face.word(name, "policy", policy), "order": face.word(name, "order", order)}
+    flags = {"crops": None if crops is None else _flat(crops), **words, **scale}
+    rest = (*scores, _flat(grids), budgets, alpha)
+    if forward_ad._current_level >= 0:
+        kept = Selection(*_dispatch(op, False, features.detach(), *rest, **flags))
+        return kept._replace(tokens=_gathered(features, kept.indices))
     record = features.requires_grad and torch.is_grad_enabled()
-    return Selection(*_dispatch(op, record, *tensors, flat_grids, budgets, alpha, **flags))
+    return Selection(*_dispatch(op, record, features, *rest, **flags))
+
+
+def _flat(rows: list[list[int]]) -> list[int]:
+    return [number for row in rows for number in row]
+
+
+def _gathered(features: Tensor, indices: Tensor) -> Tensor:
+    """The rows once more, by operators that have a tangent: a custom operator drops it silently."""
+    rows = features.flatten(0, 1).index_select(0, indices.clamp(min=0))
+    return rows.masked_fill((indices < 0)[:, None], 0)
 
 
 def _dispatch(op: Callable[..., Any], record: bool, *args: Any, **flags: Any) -> Any:
@@ -178,23 +203,6 @@ def _dispatch(op: Callable[..., Any], record: bool, *args: Any, **flags: Any) ->
         if str(error).startswith("hired::"):
             raise ValueError(str(error)) from None
         raise
-
-
-def _flat(name: str, letters: str, values: Sequence[Sequence[int]]) -> list[int]:
-    """`[(R, C), ...]` as `[R, C, ...]`; integers of any kind, symbolic ones as they are."""
-    if torch.compiler.is_compiling():
-        return [number for value in values for number in value]
-    flat: list[int] = []
-    width = letters.count(",") + 1
-    for value in values:
-        try:
-            numbers = [n if isinstance(n, int | torch.SymInt) else index(n) for n in value]
-        except TypeError:
-            numbers = []
-        if len(numbers) != width:
-            raise ValueError(f"hired: {name}: expected integers {letters}, got {value}")
-        flat += numbers
-    return flat
 
 
 def _empty_outputs(features: Tensor, rows: list[Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ line on stderr and exit code 2.
 """
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def test_info_about_no_model(tmp_path, capsys):
     assert "neither a folder nor a hub name" in only_line(capsys)
 
 
+def test_info_about_a_model_of_which_nothing_can_be_said(tmp_path, monkeypatch, capsys):
+    save("llava-next", tmp_path)
+    monkeypatch.setattr("hired_kernels.models.support.describe", lambda config: {}["tower"])
+    capsys.readouterr()
+    assert cli.main(["info", "--model", str(tmp_path)]) == 2
+    assert only_line(capsys).endswith(f"model {str(tmp_path)!r}: KeyError('tower')\n")
+
+
 @pytest.mark.parametrize("policy", ["exact", "published"])
 def test_demo_draws_what_it_counts(policy, tmp_path):
     lines = []
@@ -170,14 +179,18 @@ def test_demo_takes_a_photograph_without_a_model(tmp_path, capsys, monkeypatch):
     assert "question" not in said
 
 
-def test_demo_says_that_random_weights_choose_at_random(tmp_path):
+def test_demo_on_a_terminal_that_cannot_print_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    name = tmp_path / "café.png"
+    Image.radial_gradient("L").save(name)
     done = python(
-        "-m", "hired_kernels", "demo", "--tower", "tiny", "--out", str(tmp_path / "a.png")
+        *("-m", "hired_kernels", "demo", str(name), "--tower", "tiny", "--out", str(name) + ".txt")
     )
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
     assert "Random weights choose at random" in done.stdout
-    assert str(tmp_path / "a.png") in done.stdout
-    assert Image.open(tmp_path / "a.png").format == "PNG"
+    assert f"picture     {tmp_path}/caf\\xe9.png, 256 x 256 pixels\n" in done.stdout
+    assert f"drawn       {tmp_path}/caf\\xe9.png.txt, " in done.stdout
+    assert Image.open(f"{name}.txt").format == "PNG"
 
 
 def test_demo_with_a_saved_model(tmp_path, capsys):
@@ -231,16 +244,29 @@ def only_line(capsys):
         (["--model", "text.jpg"], "neither a folder nor a hub name"),
         (["--model", "folder.jpg"], "model_type"),
         (["--model", "nobody/has-this-model"], "no such folder, and from the hub"),
-        (["--out", "text.jpg/demo.png"], "out text.jpg"),
         (["--out", "folder.jpg"], "out folder.jpg: Is a directory"),
+        (["--out", "text.jpg/demo.png"], "expected a folder, got a file: text.jpg"),
+        (["--out", "pipe"], "out pipe: expected a file, got a pipe"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--out", "/dev/full", "--tower", "tiny"], "out /dev/full: No space left on device"),
+        (["x" * 300], "File name too long"),
+        (["new\nline\x1b.png"], r"picture new\nline\x1b.png: no such file"),
+        (["bomb.pgm"], "Image size (400000000 pixels) exceeds limit"),
+        (["--budget", f"{1 << 63}", "--tower", "tiny"], f"below 2^63, got {1 << 63}"),
+        (["--model", "pinpoints"], "model pinpoints: 'int' object is not iterable"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+    ids=lambda value: ascii("-".join(value))[1:40] if isinstance(value, list) else "",
 )
 def test_demo_errors_are_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.jpg").write_bytes(demo.PHOTOGRAPH.read_bytes()[:50000])
     (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "bomb.pgm").write_bytes(b"P5 20000 20000 255 ")
+    os.mkfifo(tmp_path / "pipe")
+    if arguments[-1] == "pinpoints":
+        save("llava-next", tmp_path / "pinpoints", image_grid_pinpoints=[336])
+    capsys.readouterr()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert cli.main(["demo", *arguments]) == 2
@@ -262,8 +288,16 @@ def test_demo_errors_are_one_line(arguments, expected, tmp_path, monkeypatch, ca
         ["demo", "--policy", "other"],
         ["demo", "--tower", "huge"],
         ["demo", "--unknown"],
+        ["demo", ""],
+        ["demo", "--out", ""],
+        ["demo", "--alpha=--"],
+        ["demo", "--model", ""],
+        ["demo", "--budget", ""],
+        ["demo", "new\nline", "other\nline"],
+        ["info", "--model", ""],
+        ["info", "--model"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: ascii(" ".join(arguments)),
 )
 def test_bad_arguments_are_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as raised:
@@ -308,6 +342,11 @@ def test_bench_needs_a_source_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
     assert cli.main(["bench"]) == 2
     assert "expected a source checkout" in only_line(capsys)
+
+
+def test_bench_says_what_is_wrong_in_one_line(capfd):
+    assert cli.main(["bench", "--threads", "0"]) == 2
+    assert "--threads: expected an integer from 1 to 2^31 - 1, got '0'" in only_line(capfd)
 
 
 def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):

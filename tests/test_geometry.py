@@ -8,6 +8,8 @@ LLaVA-NeXT itself uses; the recorded vectors pin the published budgets and the p
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,9 +135,32 @@ def test_kept_tokens(picture: Layout, budget: int) -> None:
 @given(pictures, st.floats(0, 1, exclude_min=True))
 @settings(max_examples=300, deadline=None)
 def test_share_is_rounded_down(picture: Layout, share: float) -> None:
-    assert picture.budget(share) == int(picture.valid * share)
+    above = math.nextafter(math.nextafter(share, 2), 2)
+    exact, most = (math.floor(picture.valid * Fraction(value)) for value in (share, above))
+    assert exact <= picture.budget(share) <= most
     assert picture.budget(1.0) == picture.valid
     assert picture.budget(share, "published") == int(picture.partitions * 576 * share)
+
+
+@pytest.mark.parametrize("total", [2880, 1728, 1440, 960, 576, 2023])
+def test_share_that_makes_a_whole_number(total: int) -> None:
+    def count(share: object) -> int:
+        return geometry.share_of_tokens(share, (0, 0), total)
+
+    for k in range(1, total + 1):
+        shares = k / total, Fraction(k, total), np.float32(k) / np.float32(total)
+        assert [count(share) for share in shares] == [k, k, k]
+        assert k == total or count(math.nextafter(k / total, 2)) == k
+        assert count((k - 1e-9) / total) == k - 1
+    for thousandth in range(1, 1001):
+        shares = thousandth / 1000, thousandth / 10 * 0.01, np.float32(thousandth / 1000)
+        assert {count(share) for share in shares} == {total * thousandth // 1000}
+
+
+def test_published_share_is_the_double_product() -> None:
+    picture = layout(672, 672)
+    assert [picture.budget(share) for share in (0.35, 0.7)] == [1008, 2016]
+    assert [picture.budget(share, "published") for share in (0.35, 0.7)] == [1007, 2015]
 
 
 def test_crop_without_sub_images_is_ignored() -> None:
@@ -171,8 +196,12 @@ def test_resolve_budgets_compiles() -> None:
 GOOD = [(0.2, [316, 115]), (1.0, [1584, 576]), (1e-9, [0, 0]), (1, [1, 1]), (0, [0, 0])]
 GOOD += [([0.5, 7], [792, 7]), ((1, 1.0), [1, 576]), (np.array([3, 4]), [3, 4])]
 GOOD += [(np.float64(0.2), [316, 115]), (np.float32(0.5), [792, 288]), (np.int64(9), [9, 9])]
+GOOD += [(Fraction(1, 5), [316, 115]), (Fraction(1), [1584, 576]), (np.float16(0.5), [792, 288])]
+GOOD += [(np.int8(9), [9, 9]), (np.longdouble(0.5), [792, 288]), (torch.tensor([3, 4]), [3, 4])]
+GOOD += [(torch.tensor([0.35, 0.25]), [554, 144]), (1 << 70, [1 << 70] * 2)]
 BAD = [True, np.True_, -1, [3, -1], [0.5, True], [[1], [2]], [0.5], [1, 2, 3], None, "0.2", "ab"]
 BAD += [0.0, -0.5, 1.5, math.nan, math.inf, np.array(0.5), np.ones((2, 2)), torch.tensor(3), 1j]
+BAD += [Fraction(3, 2), Fraction(-1, 2), Decimal("0.2"), np.array([True, False]), object()]
 
 
 @pytest.mark.parametrize(("budget", "expected"), GOOD, ids=repr)
@@ -207,6 +236,13 @@ BAD_CALLS = [
     ("policy", lambda: kept_tokens(1, (1, 1), T, None, "best")),
     ("budget", lambda: layout(5, 5).budget(1)),
     ("budget", lambda: layout(5, 5).kept(-1)),
+    ("budget", lambda: layout(5, 5).budget(True)),
+    ("budget", lambda: kept_tokens(0.5, (1, 1), T)),
+    ("budget", lambda: kept_tokens(True, (1, 1), T)),
+    ("grid", lambda: kept_tokens(1, (1, 1, 1), T)),
+    ("grid", lambda: geometry.share_of_tokens(0.5, (1.0, 1), T)),
+    ("crop", lambda: kept_tokens(1, (1, 1), T, (0, 1.5, 0, 2))),
+    ("tokens", lambda: kept_tokens(1, (1, 1), None)),
 ]
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as PyTorch sees them: opcheck, gradients, fakes, torch.compile, the Python face.
+"""The operators as PyTorch sees them: opcheck, gradients, tangents, fakes, torch.compile.
 
-What they compute is the business of test_reference.py and test_parity.py.
+What they compute is the business of test_reference.py and test_parity.py, what the Python face
+takes of test_face.py.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad
 
 import hired_kernels as hired
 
@@ -115,6 +116,64 @@ def test_grad_modes_agree(mode: Any) -> None:
         for result in (OPS.select(*select_arguments()), face(*select_arguments())):
             assert all(map(torch.equal, result, expected))
             assert not result[0].requires_grad
+
+
+def tangent_of(values: Tensor, kept: hired.Selection) -> Tensor:
+    rows = values.reshape(-1, 8)[kept.indices.clamp(min=0)]
+    return rows.masked_fill((kept.indices < 0)[:, None], 0)
+
+
+@pytest.mark.parametrize("policy", ["exact", "published"])
+@pytest.mark.parametrize("op", CALLS)
+def test_tangent_is_that_of_the_kept_rows(op: str, policy: str) -> None:
+    values, *scores = (a for a in CALLS[op]() if isinstance(a, Tensor))
+    options = {"grids": [(2, 2), (1, 2)], "budget": 40, "policy": policy}
+    options["crops"] = [(1, 8, 0, 7), (0, 4, 1, 6)]
+
+    keep = functools.partial(getattr(hired, op), **options)
+    expected, direction = keep(values, *scores), torch.randn_like(values)
+    assert (expected.indices < 0).any() == (policy == "published")
+    for inputs in (values, values.clone().requires_grad_()):
+        with forward_ad.dual_level():
+            kept = keep(forward_ad.make_dual(inputs, direction), *scores)
+            tokens, tangent = forward_ad.unpack_dual(kept.tokens)
+            assert torch.equal(tangent, tangent_of(direction, expected))
+            assert all(map(torch.equal, (tokens, *kept[1:]), expected))
+            assert tokens.requires_grad == inputs.requires_grad
+            assert forward_ad.unpack_dual(keep(values, *scores).tokens).tangent is None
+
+    tokens = lambda values: keep(values, *scores).tokens  # noqa: E731
+    primal, tangent = torch.func.jvp(tokens, (values,), (direction,))
+    assert torch.equal(tangent, tangent_of(direction, expected))
+    assert torch.equal(primal, expected.tokens)
+
+
+def test_forward_over_reverse() -> None:
+    values, init, final, *rest = select_arguments()
+    direction = torch.randn_like(values)
+
+    def loss(values: Tensor) -> Tensor:
+        return (face(values, init, final, *rest)[0] ** 3).sum()
+
+    _, curvature = torch.func.jvp(torch.func.grad(loss), (values,), (direction,))
+    kept = torch.zeros(8 * 16).index_fill(0, face(values, init, final, *rest)[1], 1)
+    assert torch.allclose(curvature, 6 * values * direction * kept.view(8, 16, 1))
+    with pytest.raises(RuntimeError):
+        torch.func.grad(loss)(values)
+
+
+def test_compiled_tangent() -> None:
+    values, init, final, *rest = select_arguments()
+    direction = torch.randn_like(values)
+
+    def tangent(values: Tensor, direction: Tensor) -> Tensor:
+        tokens = lambda values: face(values, init, final, *rest)[0]  # noqa: E731
+        return torch.func.jvp(tokens, (values,), (direction,))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(tangent, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(values, direction), tangent(values, direction))
+    assert compiled(values, direction).any()
 
 
 def face(values: Tensor, init: Tensor, final: Tensor, grids: list[int], budgets: list[int]) -> Any:
@@ -269,91 +328,3 @@ def test_compile_attention_with_inductor() -> None:
     torch._dynamo.reset()
     arguments = (features(4), *queries_keys())
     assert torch.equal(torch.compile(keep, fullgraph=True)(*arguments), keep(*arguments))
-
-
-@pytest.mark.parametrize(
-    "tokens", [39, np.int64(39), torch.tensor(39)], ids=["int", "numpy", "0-d"]
-)
-def test_face_tokens(tokens: Any) -> None:
-    query, key = queries_keys()
-    assert torch.equal(hired.cls_attention(query, key, tokens), OPS.cls_attention(query, key, 39))
-
-
-@pytest.mark.parametrize("changes", [{"tokens": 0}, {"tokens": 41}, {"tokens": 2.5},
-                                     {"tokens": None}, {"scale": math.nan}],
-                         ids=["zero", "beyond-N", "float", "none", "scale"])  # fmt: skip
-def test_face_of_cls_attention_raises_value_error(changes: dict[str, Any]) -> None:
-    query, key = queries_keys()
-    with pytest.raises(ValueError, match=r"hired::cls_attention: \w+: expected .*, got "):
-        hired.cls_attention(query, key, **{"tokens": 39, **changes})
-
-
-# The Python face ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [list, tuple, np.array], ids=["list", "tuple", "array"])
-@pytest.mark.parametrize(
-    ("budget", "counts"),
-    [
-        pytest.param(5, [5, 5], id="count"),
-        pytest.param(0.25, [20, 12], id="share"),
-        pytest.param(1.0, [80, 48], id="all"),
-        pytest.param(1, [1, 1], id="one-token"),
-        pytest.param([7, 0.5], [7, 24], id="one-each"),
-    ],
-)
-def test_face_budgets(budget: Any, counts: list[int], kind: Any) -> None:
-    values, init, final, *_ = select_arguments()
-    if isinstance(budget, list):
-        budget = kind(budget) if kind is not np.array else np.array(budget, dtype=object)
-    kept = hired.select(values, init, final, grids=kind([(2, 2), (1, 2)]), budget=budget)
-    assert [kept.counts[:5].sum(), kept.counts[5:].sum()] == counts
-    assert torch.equal(kept.tokens, values.reshape(-1, 8)[kept.indices])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"budget": True}, id="bool"),
-        pytest.param({"budget": 0.0}, id="share-0"),
-        pytest.param({"budget": 1.5}, id="share-above-1"),
-        pytest.param({"budget": -1}, id="negative"),
-        pytest.param({"budget": [1, 2, 3]}, id="too-many-budgets"),
-        pytest.param({"grids": [(2, 2, 1), (1, 2)]}, id="triple"),
-        pytest.param({"grids": [4, 2]}, id="no-pairs"),
-        pytest.param({"grids": [(2, 2)]}, id="too-few-grids"),
-        pytest.param({"grids": [(2.0, 2), (1, 2)]}, id="float-grid"),
-        pytest.param({"crops": [(0, 8, 0, 8)]}, id="too-few-crops"),
-        pytest.param({"crops": [(0, 9, 0, 8), (0, 4, 0, 8)]}, id="crop-outside"),
-        pytest.param({"crops": [(0, 8), (0, 4)]}, id="crop-pairs"),
-        pytest.param({"alpha": 1.5}, id="alpha"),
-        pytest.param({"policy": "best"}, id="policy"),
-        pytest.param({"order": "random"}, id="order"),
-    ],
-)
-@pytest.mark.parametrize("op", ["select", "select_qk"])
-def test_face_raises_value_error(op: str, changes: dict[str, Any]) -> None:
-    tensors = [a for a in CALLS[op]() if isinstance(a, Tensor)]
-    good: dict[str, Any] = {"grids": [(2, 2), (1, 2)], "budget": 9}
-    assert len(getattr(hired, op)(*tensors, **good).indices) == 18
-    with pytest.raises(ValueError, match=r"hired.*: expected .*, got "):
-        getattr(hired, op)(*tensors, **{**good, **changes})
-
-
-def test_compact_drops_empty_rows() -> None:
-    values, init, final, *_ = select_arguments()
-    crops = [(1, 8, 0, 7), (0, 4, 1, 6)]
-    kept = hired.select(
-        values,
-        init,
-        final,
-        grids=[(2, 2), (1, 2)],
-        budget=[30, 20],
-        crops=crops,
-        policy="published",
-    )
-    short = kept.compact()
-    assert len(kept.indices) == 50
-    assert len(short.indices) == kept.counts.sum() < 50
-    assert torch.equal(short.tokens, values.reshape(-1, 8)[short.indices])
-    assert torch.equal(kept.tokens[kept.indices < 0], torch.zeros(50 - len(short.indices), 8))

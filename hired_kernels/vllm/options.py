@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from .. import geometry, ops
 from ..models import support
 from ..models.accounting import Anatomy, Plan, Settings, plan, refuse
 
@@ -86,8 +86,10 @@ class Options:
     def _check_default(self) -> None:
         """Raise ValueError where the server would refuse requests that ask for nothing."""
         budget, limit = self.budget, self.max_budget
-        if isinstance(budget, float) and int(self.anatomy.tokens * budget) < 1:
-            raise refuse("budget", "at least one token of each picture", budget)
+        if isinstance(budget, float):
+            T, policy = self.anatomy.tokens, self.settings.policy
+            if geometry.share_of_tokens(budget, (0, 0), T, policy=policy) < 1:
+                raise refuse("budget", "at least one token of each picture", budget)
         if limit is not None and (type(budget) is not type(limit) or budget > limit):
             expected = f"a budget of at most max_budget, {limit}, both shares or both integers"
             raise refuse("budget", expected, budget)
