@@ -183,7 +183,10 @@ def _plain(value: object) -> int | float | None:
     """A number as Python's own int or float, None for what is none."""
     if not isinstance(value, Real) or isinstance(value, bool | np.bool_):
         return None
-    return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Integral):
+        return int(value)
+    # NumPy's narrow floats stand for the decimals that they print as.
+    return float(str(value) if isinstance(value, np.floating) else value)
 
 
 def _split(
