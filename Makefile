@@ -21,13 +21,14 @@ INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.p
 SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
-  test-oldest test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
+  test-oldest test-around test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
   bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
+	@echo "make test-around    models with PEFT, torchao, DeepSpeed, in an environment of their own"
 	@echo "make test-oldest    the tests of models with the oldest transformers that is claimed"
 	@echo "make test-cuda-build  the package built for HIRED_CUDA_ARCHS, and the tests of its CUDA code"
 	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
@@ -139,6 +140,21 @@ $(OLDEST_BIN)/.installed: pyproject.toml
 
 test-oldest: setup $(OLDEST_BIN)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 $(wildcard tests/test_models_*.py)
+
+# What is used around models, by versions that were tried: adapters, quantisers, DeepSpeed.
+AROUND := transformers==5.24.0 accelerate==1.15.0 peft==0.21.2 torchao==0.18.0
+AROUND_BIN := .venv-around/bin
+$(AROUND_BIN)/.installed: pyproject.toml
+	test -x $(AROUND_BIN)/python || $(PYTHON) -m venv .venv-around
+	$(AROUND_BIN)/python -m pip install -q $(TORCH) numpy
+	$(AROUND_BIN)/python -m pip install -q $(AROUND) pillow "setuptools>=77" wheel ninja pytest \
+	  pytest-xdist hypothesis
+	DS_BUILD_OPS=0 $(AROUND_BIN)/python -m pip install -q --no-build-isolation deepspeed==0.19.8
+	HIRED_NATIVE=0 $(AROUND_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+test-around: setup $(AROUND_BIN)/.installed
+	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/test_models_adapters.py tests/test_models_deepspeed.py
 
 # On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
 test-cuda-build: setup

@@ -120,6 +120,18 @@ def test_a_decoding_loop_by_hand_with_a_mask_of_ones(both, wrapped):
 
 
 @torch.no_grad()
+def test_a_cache_in_a_tuple(both):
+    model, processor = both
+    ids, expected = second_turn(model, prompt(processor), DynamicCache(config=model.config))
+    inputs = prompt(processor)
+    found = model.model(**inputs, use_cache=True, return_dict=False)
+    (cache,) = (each for each in found if isinstance(each, DynamicCache))
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    ours = model(input_ids=new, **{CACHE: cache}).logits
+    torch.testing.assert_close(ours[:, -1], expected.logits[0], **CLOSE)
+
+
+@torch.no_grad()
 def test_a_picture_after_cached_text(both):
     model, processor = both
     inputs = prompt(processor)
@@ -166,13 +178,21 @@ def test_a_model_that_is_called_while_it_generates(both):
         found.append(logits_of(model, other))
         return scores
 
+    cache = DynamicCache(config=model.config)
+
     def check(ids, scores, **kwargs):
         same(model.generate(**other, **HOW), answer)
+        # What comes next, by a copy of the cache that is being filled.
+        step = len(ids[0]) - inputs["input_ids"].shape[1]
+        if step < len(alone.logits):
+            ours = model(input_ids=ids[:, -1:], **{CACHE: copy.deepcopy(cache)}).logits
+            torch.testing.assert_close(ours[:, -1], alone.logits[step], **CLOSE)
         return torch.zeros(len(ids), dtype=torch.bool)
 
     ours = model.generate(
         **inputs,
         **HOW,
+        **{CACHE: cache},
         logits_processor=LogitsProcessorList([contrast]),
         stopping_criteria=StoppingCriteriaList([check]),
     )

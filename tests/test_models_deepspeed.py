@@ -2,12 +2,8 @@
 """DeepSpeed's ZeRO stage 3, where it is installed: weights are there while their module is called.
 
 Two processes on CPUs are held to one, as in test_models_distributed.py. (Not with a batch without
-pictures: after one DeepSpeed 0.19.8 has other weights, with the stock model too.) DeepSpeed is no
-dependency:
-
-    python -m venv /tmp/ds && DS_BUILD_OPS=0 /tmp/ds/bin/pip install --no-build-isolation \
-        torch transformers accelerate pillow pytest hypothesis setuptools wheel ninja deepspeed
-    PYTHONPATH=. /tmp/ds/bin/python -m pytest tests/test_models_deepspeed.py
+pictures: after one DeepSpeed 0.19.8 has other weights, with the stock model too.) `make
+test-around` installs it.
 """
 
 import importlib.util

@@ -62,17 +62,17 @@ def switched_class(mixin: type[Switched], base: type) -> type:
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_hired_base": base}
     names["__doc__"] = base.__doc__
     if hasattr(mixin, "forward"):
-        names["forward"] = _signed(mixin.forward, base.forward)
+        names["forward"] = _signed(mixin.forward, base)
     return type(base.__name__, (mixin, base), names)
 
 
-def _signed(function: Any, other: Any) -> Any:
-    """A function that does what `function` does and has the signature and text of `other`."""
+def _signed(function: Any, base: type) -> Any:
+    """A `forward` that does what `function` does, with the signature and text of the base's."""
 
-    @wraps(other)
+    @wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Whoever took it from a switched object may call it when the class has been given back.
-        return (function if isinstance(self, Switched) else other)(self, *args, **kwargs)
+        return (function if isinstance(self, Switched) else base.forward)(self, *args, **kwargs)
 
     return forward
 

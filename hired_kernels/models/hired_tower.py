@@ -18,6 +18,7 @@ from .accounting import Anatomy, Plan, Settings, plan, refuse
 from .vision_tower import (
     FeatureLayer,
     Pass,
+    core,
     encoder_layers,
     hidden_state_numbers,
     is_clip_tower,
@@ -113,12 +114,12 @@ def full_tower(
     """
     hired = Pass(_wanted(tower, feature_layer), todo.full_images)
     outputs = {**outputs, "output_hidden_states": True, "return_dict": True}
-    tower = _switched(tower)
+    run = _switched(tower)
     if replaced(tower, hired.final) is None:
-        whole = tower(pixels, hired=hired, **outputs)
+        whole = run(pixels, hired=hired, **outputs)
     else:
         with noting(tower, hired):
-            whole = tower(pixels, **outputs)
+            whole = run(pixels, **outputs)
     states = whole.hidden_states
     features = torch.cat([states[number] for number in hired.wanted], dim=-1)
     scores = hired.scores(features.device)
@@ -133,10 +134,10 @@ def _select(
 
 
 def _switched(tower: nn.Module) -> nn.Module:
-    """The tower, which may have been switched off with another model that it is part of."""
+    """What is to be called; it may have been switched off with another model that it is part of."""
     if not is_on(tower):
         turn_on_tower(tower)
-    return tower
+    return core(tower)
 
 
 def _wanted(tower: nn.Module, feature_layer: FeatureLayer) -> tuple[int, ...]:

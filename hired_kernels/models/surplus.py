@@ -16,11 +16,11 @@ not know.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from .accounting import refuse
 from .image_features import HiredImageOutput
@@ -128,18 +128,18 @@ def remember(cache: Any, hidden: Tensor, generating: bool = False) -> None:
     """Note with a cache which of its columns are hidden, and whether `generate` is at work."""
     if cache is not None:
         setattr(cache, _REMEMBERED, hidden)
-        setattr(cache, _GENERATING, generating)
+        setattr(cache, _GENERATING, _AtWork() if generating else None)
 
 
 def generated(cache: Any) -> None:
     """Note that `generate` is done with a cache."""
     if is_generating(cache):
-        setattr(cache, _GENERATING, False)
+        setattr(cache, _GENERATING, None)
 
 
 def is_generating(cache: Any) -> bool:
     """Whether a call of `generate` that has hidden what there is to hide is filling a cache."""
-    return getattr(cache, _GENERATING, False)
+    return getattr(cache, _GENERATING, None) is not None
 
 
 def remembers(cache: Any) -> bool:
@@ -147,10 +147,19 @@ def remembers(cache: Any) -> bool:
     return getattr(cache, _REMEMBERED, None) is not None
 
 
-def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The cache among a call's arguments or results, under either of its names."""
+def cache_of(arguments: Any) -> Any:
+    """The cache among a call's arguments or results, under either of its names or by its class."""
+    if isinstance(arguments, tuple):
+        return next((each for each in arguments if isinstance(each, Cache)), None)
     found = arguments.get("cache")
     return arguments.get("past_key_values") if found is None else found
+
+
+class _AtWork:
+    """The mark of a cache that `generate` is filling. A copy of the cache has none."""
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
 
 
 def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -147,8 +147,7 @@ class Inner(Switched):
             _hand_over(self, arguments, output)
         result = call(**arguments)
         if hidden is not None:
-            filled = surplus.cache_of(result) if isinstance(result, dict) else None
-            surplus.remember(filled if cache is None else cache, hidden)
+            surplus.remember(surplus.cache_of(result) if cache is None else cache, hidden)
         return result
 
     def _hired_features(

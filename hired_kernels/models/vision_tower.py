@@ -207,7 +207,8 @@ def is_clip_tower(tower: nn.Module) -> bool:
 
 def is_on(tower: nn.Module) -> bool:
     """Whether the modules of a CLIP tower take a `Pass`."""
-    return isinstance(core(tower).encoder, TowerModule)
+    encoders = (module for module in tower.modules() if isinstance(module, CLIPEncoder))
+    return isinstance(next(encoders), TowerModule)
 
 
 def turn_off_tower(tower: nn.Module) -> None:
