@@ -15,6 +15,7 @@ from llava_models import SIZES, make, pictures
 from llava_oracle import partitions_of, select_as_the_reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPVisionModelWithProjection
 
 import hired_kernels as hired
 from hired_kernels.models import flops, hired_tower, vision_tower
@@ -195,6 +196,19 @@ def test_gradients_are_those_of_the_whole_tower():
     assert not any(name.startswith("encoder.layers.3") for name in reached)
     for name in reached:
         torch.testing.assert_close(gradients[0][name], gradients[1][name])
+
+
+@torch.no_grad()
+def test_a_tower_with_a_projection_on_top():
+    model, pixels, sizes = case(SIZES[:2])
+    partitions = partitions_of(model.config, pixels, sizes)
+    expected = tower_of(model)(partitions, sizes)
+    other = CLIPVisionModelWithProjection(model.config.vision_config).eval()
+    other.vision_model.load_state_dict(model.model.vision_tower.state_dict())
+    pinpoints = model.config.image_grid_pinpoints
+    kept = hired.HiredTower(other, pinpoints=pinpoints)(partitions, sizes)
+    assert torch.equal(kept.tokens, expected.tokens)
+    assert other(partitions).image_embeds.shape == (len(partitions), other.config.projection_dim)
 
 
 @torch.no_grad()
