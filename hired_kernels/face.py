@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the Python face takes, as the operators take it: lists of integers, doubles, tensors.
 
-Integers and numbers come of any kind: Python's, NumPy's, tensors, symbols. What is none of them is
-a `ValueError("hired::<op>: <argument>: expected ..., got ...")`; whether it fits is the operators'
-question. Under `torch.compile` everything stays as it is, since a conversion makes constants.
+Integers and numbers come of any kind: Python's, NumPy's, tensors (of budgets, those with one for
+each picture), symbols. What is none of them is a `ValueError("hired::<op>: <argument>: expected
+..., got ...")`; whether it fits is the operators' question. Under `torch.compile` everything stays
+as it is, since a conversion makes constants.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def number(op: str, argument: str, expected: str, value: Any) -> Any:
         return value
     try:
         if isinstance(value, Real | torch.SymInt) and not isinstance(value, _BOOLS):
-            return float(value)
+            return geometry.double(value)
     except OverflowError:
         pass
     raise refusal(op, argument, expected, repr(value))
@@ -109,7 +110,7 @@ def number(op: str, argument: str, expected: str, value: Any) -> Any:
 def _integer(value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return value
-    if isinstance(value, _BOOLS):
+    if isinstance(value, _BOOLS) or getattr(value, "dtype", None) == torch.bool:
         raise TypeError
     value = index(value)
     if not -_ROOM <= value < _ROOM:

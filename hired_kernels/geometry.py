@@ -171,15 +171,21 @@ def share_of_tokens(
     """
     if not _is_share(share) or not 0 < share <= 1:
         raise _error("budget", "a share in (0, 1]", repr(share))
-    total = _total(grid, tokens, crop, policy)
-    if not isinstance(share, float) and isinstance(share, Rational):
-        return total * int(share.numerator) // int(share.denominator)
-    meant = float(share)
+    total, meant = _total(grid, tokens, crop, policy), float(share)
     if policy != "published":
+        if not isinstance(share, float) and isinstance(share, Rational):
+            return total * int(share.numerator) // int(share.denominator)
         # What was meant is at most half an ulp above the share. So the next number is not below it,
         # nor is a rounded product; a power of two, which is exact, stays itself.
-        meant += meant * (2.0**-24 if isinstance(share, np.float32) else 2.0**-53)
+        narrow = isinstance(share, np.floating) and not isinstance(share, float)
+        meant += meant * max(2.0**-53, float(np.finfo(type(share)).eps) / 2 if narrow else 0.0)
     return torch.sym_int(total * meant)
+
+
+def double(number: Any) -> float:
+    """A real number as a float. NumPy's narrow ones stand for the decimals that they print as."""
+    narrow = isinstance(number, np.floating) and not isinstance(number, float)
+    return float(str(number)) if narrow else float(number)
 
 
 def _budget(entry: Any, grid: Any, tokens: Any, crop: Any, policy: str) -> int:
@@ -204,7 +210,8 @@ def resolve_budgets(
     """
     B = len(grids)
     if isinstance(budget, torch.Tensor) and budget.dim():
-        budget = budget.numpy(force=True) if budget.dtype == torch.float32 else budget.tolist()
+        narrow = budget.dtype in (torch.float32, torch.float16)
+        budget = budget.numpy(force=True) if narrow else budget.tolist()
     one_each = isinstance(budget, (list, tuple)) or (isinstance(budget, np.ndarray) and budget.ndim)
     budgets = budget if one_each else [budget] * B
     boxes = [None] * B if crops is None else crops

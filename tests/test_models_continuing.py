@@ -274,8 +274,95 @@ def test_what_is_refused(both):
     square = torch.ones(1, 1, length, length).tril()
     with pytest.raises(ValueError, match="hired: attention_mask: expected"):
         model(**{**inputs, "attention_mask": square})
-    batch = {name: torch.cat((value, value)) for name, value in inputs.items()}
-    cache = model(**batch, use_cache=True)[CACHE]
-    cache.batch_select_indices(torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"hired: cache: expected a batch of 2.* got 1"):
-        model(input_ids=token, **{CACHE: cache})
+    cache.batch_repeat_interleave(2)
+    other = DynamicCache(config=model.config)
+    model(**inputs, use_cache=True, **{CACHE: other})
+    other.layers = cache.layers  # by hand, past what remembers
+    with pytest.raises(ValueError, match=r"hired: cache: expected a batch of 1.* got 2"):
+        model(input_ids=torch.cat((token, token)), **{CACHE: other})
+    packed = {name: torch.cat((value, value)) for name, value in inputs.items()}
+    for name in ("input_ids", "attention_mask"):
+        packed[name] = packed[name].view(1, -1)
+    del packed["attention_mask"]
+    positions = torch.arange(length).repeat(2)[None]
+    with pytest.raises(ValueError, match=r"hired: position_ids: expected one sequence in a row"):
+        model(**packed, position_ids=positions, use_cache=False)
+
+
+@pytest.mark.parametrize("how", ["reset", "crop", "static"])
+@torch.no_grad()
+def test_an_emptied_cache_remembers_nothing(both, how):
+    model, processor = both
+    cache = DynamicCache(config=model.config)
+    if how == "static":
+        cache = StaticCache(config=model.config.text_config, max_cache_len=128)
+    model(**prompt(processor), use_cache=True, **{CACHE: cache})
+    length = int(cache.get_seq_length())
+    cache.crop(-length if ENCODED else 0) if how == "crop" else cache.reset()
+    ids, token = torch.randint(6, 10, (1, 30)), torch.tensor([[7]])
+    expected = model(input_ids=torch.cat((ids, token), dim=1)).logits[:, -1]
+    model(input_ids=ids, use_cache=True, **{CACHE: cache})
+    ours = model(input_ids=token, use_cache=True, **{CACHE: cache}).logits[:, -1]
+    torch.testing.assert_close(ours, expected, **CLOSE)
+    length = int(cache.get_seq_length())
+    cache.crop(-length if ENCODED else 0) if how == "crop" else cache.reset()
+    again = model.generate(input_ids=ids, **HOW, **{CACHE: cache})
+    same(again, model.generate(input_ids=ids, **HOW))
+
+
+@pytest.mark.parametrize("how", ["reorder", "select", "repeat"])
+@torch.no_grad()
+def test_rows_of_a_cache_that_move(both, how):
+    model, processor = both
+    images = [picture(SIZES[0]), picture(SIZES[1])]
+    text = ["what <image> is", "this is <image> shown what"]
+    inputs = dict(processor(images=images, text=text, padding=True, return_tensors="pt"))
+    cache, rows = model(**inputs, use_cache=True)[CACHE], torch.tensor([1, 0])
+    mask = torch.cat((inputs["attention_mask"], torch.ones(2, 1, dtype=torch.int64)), dim=1)
+    tokens, moved = torch.tensor([[7], [8]]), copy.deepcopy(cache)
+    expected = model(input_ids=tokens, attention_mask=mask, **{CACHE: cache}).logits
+    if how == "reorder":
+        moved.reorder_cache(rows)
+    elif how == "select":
+        rows = torch.tensor([1, 0, 1])
+        moved.batch_select_indices(rows)
+    else:
+        rows = torch.tensor([0, 0, 1, 1])
+        moved.batch_repeat_interleave(2)
+    ours = model(input_ids=tokens[rows], attention_mask=mask[rows], **{CACHE: moved}).logits
+    torch.testing.assert_close(ours, expected[rows], **CLOSE)
+
+
+def test_the_cache_that_generate_is_filling(both):
+    model, processor = both
+    cache, found = DynamicCache(config=model.config), []
+
+    def look(ids, scores):
+        ours = model(input_ids=scores.argmax(-1, keepdim=True), **{CACHE: cache})
+        found.append(ours.logits[:, -1])
+        cache.crop(-1 if ENCODED else int(cache.get_seq_length()) - 1)
+        return scores
+
+    processors = LogitsProcessorList([look])
+    output = model.generate(
+        **prompt(processor), **HOW, logits_processor=processors, **{CACHE: cache}
+    )
+    for ours, wanted in zip(found, output.logits[1:], strict=False):
+        torch.testing.assert_close(ours, wanted, **CLOSE)
+
+
+def test_a_picture_and_a_video():
+    if not ENCODED:
+        pytest.skip("this transformers encodes videos in the forward pass")
+    model, processor = hired.apply_hired(*make("llava-next-video"), budget=0.3, newlines=True)
+    inputs = prompt(processor)
+    video = torch.tensor([[*[5] * 18, 7]])
+    inputs["input_ids"] = torch.cat((inputs["input_ids"], video), dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["pixel_values_videos"] = torch.randn(1, 2, 3, 84, 84)
+    for more in ({}, {"use_cache": False}):
+        output = model.generate(**inputs, **HOW, **more)
+        assert torch.equal(output.sequences[:, : video.shape[1]], inputs["input_ids"][:, :19])
+        assert output.sequences.shape[1] == inputs["input_ids"].shape[1] + 4
+        with torch.no_grad():
+            torch.testing.assert_close(output.logits[0], model(**inputs).logits[:, -1], **CLOSE)

@@ -13,6 +13,7 @@ from llava_models import SIZES
 from llava_oracle import CLOSE, logits_of, names_of, switched, without_surplus
 from transformers import CompileConfig, StaticCache
 
+import hired_kernels as hired
 from hired_kernels.models.surplus import hidden_columns, hide
 
 
@@ -144,24 +145,35 @@ def test_labels_give_the_loss_of_the_text(settings):
         assert model.model.image_newline.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("by_name", [False, True], ids=["called", "forward"])
-def test_labels_on_surplus_placeholders_are_ignored(by_name):
-    _, model, inputs = switched(padding_side="right", policy="published")
+@pytest.mark.parametrize("way", ["called", "forward", "replaced before"])
+def test_labels_on_placeholders_are_ignored(way):
+    """Which of them will be hidden is not known beforehand."""
+    stock, model, inputs = switched(padding_side="right", policy="published")
+    if way == "replaced before":  # as accelerate's mixed precision does
+        model, forward = stock, stock.forward
+        model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+        hired.apply_hired(model, None, policy="published")
     labels, seen = inputs["input_ids"].clone(), []
 
     def loss(logits, labels, vocab_size, **kwargs):
-        assert not kwargs
-        seen.append(labels)
+        seen.append((labels, kwargs.get("shift_labels")))
         return logits.sum()
 
     model.loss_function = loss
-    (model.forward if by_name else model)(**inputs, labels=labels)
+    ahead = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    call = model.forward if way == "forward" else model
+    call(**inputs, labels=labels, shift_labels=ahead)
     assert torch.equal(labels, inputs["input_ids"])
-    ignored = seen[0] == -100
+    assert torch.equal(seen[0][0], labels.masked_fill(labels == 4, -100))
+    assert torch.equal(seen[0][1], ahead.masked_fill(ahead == 4, -100))
+
+
+def test_hidden_placeholders_are_masked():
+    _, model, inputs = switched(padding_side="right", policy="published")
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-    assert int(ignored.sum()) == int(features.surplus.sum()) > 0
-    assert (inputs["input_ids"][ignored] == 4).all()
-    assert torch.equal(seen[0][~ignored], labels[~ignored])
     arguments = dict(inputs)
-    hide(arguments, hidden_columns(model, arguments, features))
-    assert (arguments["attention_mask"][ignored] == 0).all()
+    hidden = hidden_columns(model, arguments, features)
+    hide(arguments, hidden)
+    assert int(hidden.sum()) == int(features.surplus.sum()) > 0
+    assert (inputs["input_ids"][hidden] == 4).all()
+    assert torch.equal(arguments["attention_mask"] == 0, (inputs["attention_mask"] == 0) | hidden)

@@ -185,8 +185,10 @@ def _plain(value: object) -> int | float | None:
         return None
     if isinstance(value, Integral):
         return int(value)
-    # NumPy's narrow floats stand for the decimals that they print as.
-    return float(str(value) if isinstance(value, np.floating) else value)
+    try:
+        return geometry.double(value)
+    except OverflowError:
+        return None
 
 
 def _split(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..ops import Selection, select_qk
 from .accounting import Anatomy, Plan, Settings, plan, refuse
+from .state import pairs_of
 from .vision_tower import (
     FeatureLayer,
     Pass,
@@ -50,20 +51,21 @@ class HiredTower(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = Settings(budget, alpha, policy)
-        if not is_clip_tower(tower):
+        if not (isinstance(tower, nn.Module) and is_clip_tower(tower)):
             raise refuse("tower", "a CLIP vision tower of transformers", type(tower).__name__)
         try:
             _wanted(tower, feature_layer)
         except ValueError as error:
             raise ValueError(f"hired: {error}") from None
-        pairs = None if pinpoints is None else tuple(tuple(pair) for pair in pinpoints)
-        self.anatomy = Anatomy(tower.config.image_size, tower.config.patch_size, pairs)
+        if pinpoints is not None:
+            pinpoints = tuple(pairs_of("pinpoints", pinpoints))
+        self.anatomy = Anatomy(tower.config.image_size, tower.config.patch_size, pinpoints)
         self.tower, self.feature_layer = tower, feature_layer
         turn_on_tower(tower)
 
     def rows(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Tokens that pictures of these (height, width) in pixels keep: no picture is needed."""
-        return plan(self.settings, self.anatomy, sizes).rows
+        return plan(self.settings, self.anatomy, pairs_of("sizes", sizes)).rows
 
     def forward(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> Selection:
         """Kept tokens of B pictures, ready for the projector.
@@ -72,10 +74,10 @@ class HiredTower(nn.Module):
         has the (height, width) of each picture in pixels. Returns tokens (K, D) with their indices
         and counts; K is `sum(self.rows(sizes))`. Raises ValueError, as the class does.
         """
-        todo = plan(self.settings, self.anatomy, sizes)
+        todo = plan(self.settings, self.anatomy, pairs_of("sizes", sizes))
         P = sum(todo.partitions)
-        if pixels.dim() != 4 or pixels.shape[0] != P:
-            expected = f"({P}, 3, tile, tile) for pictures of these sizes"
+        if pixels.dim() != 4 or pixels.shape[0] != P or P == 0:
+            expected = f"({P or 'at least 1'}, 3, tile, tile) for pictures of these sizes"
             raise refuse("pixels", expected, tuple(pixels.shape))
         return early_exit(self.tower, pixels, self.feature_layer, todo, self.settings)
 

@@ -26,13 +26,15 @@ class Switch:
     settings: as given to `apply_hired`. anatomy: of the model's configuration at that time.
     why_full: why the vision tower cannot stop early, as of the last picture, None if it does.
     with_cls: each picture's CLS token is kept before its patches. on: False once the model was
-    switched off or over, which makes a processor left behind say so.
+    switched off or over, which makes a processor left behind say so. has_head: the model with its
+    head is switched on, not only the one inside.
     """
 
     settings: Settings
     anatomy: Anatomy
     why_full: str | None
     with_cls: bool
+    has_head: bool = True
     on: bool = True
 
     @property
@@ -60,12 +62,12 @@ def sizes_of(image_sizes: Any, pixels: Tensor, anatomy: Anatomy) -> Sizes:
     """(height, width) of each picture. Waits for the device where `image_sizes` lies on one."""
     if anatomy.pinpoints is None:
         return [(anatomy.tile, anatomy.tile)] * pixels.shape[0]
-    return _pairs(image_sizes)
+    return pairs_of("image_sizes", image_sizes)
 
 
 def rows_of(anatomy: Anatomy, image_sizes: Any) -> Any:
     """Rows of patches that the sub-images of pictures have, in the kind that the sizes come in."""
-    rows = [_rows(anatomy, *size) for size in _pairs(image_sizes)]
+    rows = [_rows(anatomy, *size) for size in pairs_of("image_sizes", image_sizes)]
     if isinstance(image_sizes, Tensor):
         return torch.tensor(rows, dtype=torch.int64)
     return np.array(rows, dtype=np.int64) if isinstance(image_sizes, np.ndarray) else rows
@@ -73,13 +75,24 @@ def rows_of(anatomy: Anatomy, image_sizes: Any) -> Any:
 
 def check_rows(anatomy: Anatomy, image_sizes: Any, rows: Any) -> None:
     """Raise ValueError for sizes that do not come to the rows that the processor counted."""
-    if rows is None or image_sizes is None:
+    if rows is None or image_sizes is None or anatomy.pinpoints is None:
         return
-    counted = [int(count) for count in (rows.tolist() if hasattr(rows, "tolist") else rows)]
-    sizes = _pairs(image_sizes)
-    if counted != [_rows(anatomy, *size) for size in sizes]:
+    sizes = pairs_of("image_sizes", image_sizes)
+    try:
+        counted = [int(count) for count in (rows.tolist() if hasattr(rows, "tolist") else rows)]
+    except (TypeError, ValueError):
+        counted = []
+    if len(counted) != len(sizes):
+        raise refuse(ROWS, f"an integer for each of {len(sizes)} pictures", rows)
+    ours = [_rows(anatomy, *size) for size in sizes]
+    if counted == ours:
+        return
+    if counted == [_rows(anatomy, width, height) for height, width in sizes]:
         expected = f"(height, width) in pixels of pictures of {counted} rows of patches"
         raise refuse("image_sizes", expected, [list(size) for size in sizes])
+    expected = f"{ours} rows of patches by image_sizes and the model's image_grid_pinpoints"
+    got = f"{counted} from the processor: call apply_hired with model and processor"
+    raise refuse(ROWS, expected, got)
 
 
 def _rows(anatomy: Anatomy, height: int, width: int) -> int:
@@ -87,10 +100,13 @@ def _rows(anatomy: Anatomy, height: int, width: int) -> int:
     return bottom - top
 
 
-def _pairs(image_sizes: Any) -> Sizes:
+def pairs_of(argument: str, image_sizes: Any) -> Sizes:
+    """(height, width) of each picture as integers. Raises ValueError for what is none."""
     sizes = image_sizes.tolist() if hasattr(image_sizes, "tolist") else image_sizes
     try:
-        return [(int(height), int(width)) for height, width in sizes]
-    except (TypeError, ValueError):
-        expected = "(height, width) in pixels of each picture"
-        raise refuse("image_sizes", expected, image_sizes) from None
+        found = [(int(height), int(width)) for height, width in sizes]
+    except (TypeError, ValueError, OverflowError):
+        found = [(0, 0)]
+    if any(min(size) < 1 for size in found):
+        raise refuse(argument, "(height, width) in pixels of each picture", image_sizes)
+    return found

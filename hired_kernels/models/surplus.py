@@ -16,6 +16,7 @@ not know.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,34 +24,14 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from .accounting import refuse
+from .classes import Switched, turn_on
 from .image_features import HiredImageOutput
-from .state import ROWS
-
-# Arguments of our own on their way through a call: a `Hidden` from a model to the one inside and to
-# the loss; in `generate` the hidden columns themselves.
-HIDDEN = "hired_hidden"
 
 IGNORED = -100  # transformers' label of a token that no loss is computed of
 
 # Attributes of a cache: which of its columns are hidden, (B, columns) bool; and whether a call of
 # `generate`, which hides them beforehand, is filling it.
 _REMEMBERED, _GENERATING = "_hired_hidden", "_hired_generating"
-
-
-class Hidden:
-    """Where the model inside leaves the columns (B, past + L) that it has hidden, for the loss."""
-
-    columns: Tensor | None = None
-
-
-def loss(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """A model's loss function, without labels on hidden columns, called as the stock model does."""
-    found, labels = kwargs.pop(HIDDEN, None), kwargs.get("labels")
-    kwargs.pop(ROWS, None)
-    if found is not None and found.columns is not None and labels is not None:
-        hidden = found.columns[:, -labels.shape[1] :].to(labels.device)
-        kwargs["labels"] = labels.masked_fill(hidden, IGNORED)
-    return function(*args, **kwargs)
 
 
 def hidden_columns(
@@ -66,26 +47,31 @@ def hidden_columns(
     there are where the prompt may repeat what is in the cache, as in `generate`. None if nothing
     can be hidden.
     """
-    cache = cache_of(arguments)
-    past = 0 if cache is None else int(cache.get_seq_length())
-    placeholder = placeholder_mask(model, arguments)
-    B, L = placeholder.shape
+    cache, prompt = cache_of(arguments), prompt_of(arguments)
+    past = length_of(cache)
+    surplus = None if output is None else output.surplus
+    if prompt is None or (surplus is None and not remembers(cache)):
+        return None
+    B, L = prompt.shape[:2]
     new = L if columns is None else columns - past
     if not 0 < new <= L:
         return None
-    before = _remembered(cache, B, past)
-    surplus = None if output is None else output.surplus
+    before = _remembered(cache, B, past, new)
+    if before is not None and before.shape[1] == past + new:
+        return before
     if before is None and surplus is None:
         return None
-    placeholder = placeholder[:, L - new :]
+    placeholder = placeholder_mask(model, arguments)[:, L - new :]
     if surplus is None or len(surplus) == 0:
         hidden = torch.zeros_like(placeholder)
     else:
-        rank = placeholder.flatten().long().cumsum(0) - 1
+        # `generate` repeats rows and features for its beams.
+        copies = max(1, sum(map(len, output.pooler_output)) // len(surplus))
+        rank = placeholder[::copies].flatten().long().cumsum(0) - 1
         surplus = surplus.to(placeholder.device)
         # Where prompt and pictures do not fit, the model itself says so a moment later.
-        hidden = surplus[rank.clamp(min=0, max=len(surplus) - 1)].view_as(placeholder)
-        hidden = hidden & placeholder
+        hidden = surplus[rank.clamp(min=0, max=len(surplus) - 1)].view(-1, new)
+        hidden = hidden.repeat_interleave(copies, dim=0) & placeholder
     if before is None:
         before = hidden.new_zeros(B, past)
     return torch.cat((before.to(hidden.device), hidden), dim=1)
@@ -99,12 +85,12 @@ def hide(arguments: dict[str, Any], hidden: Tensor) -> None:
     """
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
     columns = hidden.shape[1]
+    if mask is None and positions is not None and cache_of(arguments) is None:
+        _check_one_sequence(positions)
     unseen = hidden if mask is None else hide_from_mask(mask, hidden) != mask
     if positions is None:
-        positions = torch.arange(columns, device=hidden.device)[
-            None, columns - _length(arguments) :
-        ]
-        unseen = hidden
+        first, unseen = columns - prompt_of(arguments).shape[1], hidden
+        positions = torch.arange(first, columns, device=hidden.device)[None]
     ones = hidden.new_ones(hidden.shape, dtype=torch.int64) if mask is None else mask
     arguments["attention_mask"] = hide_from_mask(ones, hidden)
     arguments["position_ids"] = shift_positions(positions, unseen)
@@ -127,8 +113,16 @@ def shift_positions(positions: Tensor, hidden: Tensor) -> Tensor:
 def remember(cache: Any, hidden: Tensor, generating: bool = False) -> None:
     """Note with a cache which of its columns are hidden, and whether `generate` is at work."""
     if cache is not None:
+        turn_on(cache, _Remembering)
         setattr(cache, _REMEMBERED, hidden)
         setattr(cache, _GENERATING, _AtWork() if generating else None)
+
+
+def forget(cache: Any) -> None:
+    """Note that nothing is in a cache."""
+    if remembers(cache):
+        setattr(cache, _REMEMBERED, None)
+        setattr(cache, _GENERATING, None)
 
 
 def generated(cache: Any) -> None:
@@ -147,12 +141,38 @@ def remembers(cache: Any) -> bool:
     return getattr(cache, _REMEMBERED, None) is not None
 
 
+def length_of(cache: Any) -> int:
+    """How many tokens a cache holds, None none."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def cache_of(arguments: Any) -> Any:
     """The cache among a call's arguments or results, under either of its names or by its class."""
     if isinstance(arguments, tuple):
         return next((each for each in arguments if isinstance(each, Cache)), None)
     found = arguments.get("cache")
     return arguments.get("past_key_values") if found is None else found
+
+
+class _Remembering(Switched):
+    """A cache that remembers: what is known of its rows goes where they go."""
+
+    def _hired_follow(self, rows: Callable[[Tensor], Tensor]) -> None:
+        hidden = getattr(self, _REMEMBERED, None)
+        if hidden is not None:
+            setattr(self, _REMEMBERED, rows(hidden))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._hired_follow(lambda hidden: hidden.index_select(0, beam_idx.to(hidden.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._hired_follow(lambda hidden: hidden[indices.to(hidden.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._hired_follow(lambda hidden: hidden.repeat_interleave(repeats, dim=0))
 
 
 class _AtWork:
@@ -162,14 +182,47 @@ class _AtWork:
         return type(None), ()
 
 
+def without_labels(model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with no label on a placeholder, and so no loss of it.
+
+    labels (B, L), or shift_labels (B, L), which have the label of the next token.
+    """
+    labels, shifted = arguments.get("labels"), arguments.get("shift_labels")
+    if (labels is None and shifted is None) or prompt_of(arguments) is None:
+        return arguments
+    placeholder, changed = placeholder_mask(model, arguments), dict(arguments)
+    if labels is not None:
+        changed["labels"] = labels.masked_fill(placeholder.to(labels.device), IGNORED)
+    if shifted is not None:
+        ahead = torch.nn.functional.pad(placeholder[:, 1:], (0, 1)).to(shifted.device)
+        changed["shift_labels"] = shifted.masked_fill(ahead, IGNORED)
+    return changed
+
+
 def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of a model, all by name.
 
-    Its class is asked: somebody may have put a `forward` without a signature in the object.
+    Its classes are asked, one of which knows: somebody may have put a `forward` without a signature
+    in the object, or in a class.
     """
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
+    names: list[str] = ["input_ids"]
+    for each in type(model).__mro__:
+        known = (
+            inspect.signature(vars(each)["forward"]).parameters if "forward" in vars(each) else {}
+        )
+        if "input_ids" in known:
+            named = (one for one in known.values() if one.kind == one.POSITIONAL_OR_KEYWORD)
+            names = [one.name for one in named][1:]
+            break
+    if len(args) > len(names):
+        raise refuse("forward", "arguments by name, since its signature was replaced", "others")
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def prompt_of(arguments: dict[str, Any]) -> Tensor | None:
+    """input_ids (B, L) or inputs_embeds (B, L, D) of a call, or None."""
+    ids = arguments.get("input_ids")
+    return arguments.get("inputs_embeds") if ids is None else ids
 
 
 def placeholder_mask(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
@@ -182,19 +235,27 @@ def placeholder_mask(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     return (embeds == table(torch.full((), token, device=embeds.device))).all(-1)
 
 
-def _remembered(cache: Any, B: int, past: int) -> Tensor | None:
-    """Which of a cache's `past` columns are hidden, (B, past); None if there can be none."""
+def _check_one_sequence(positions: Tensor) -> None:
+    """Raise ValueError for positions that begin anew: with no mask they say where sequences do."""
+    if bool((positions[:, 1:] < positions[:, :-1]).any()):
+        expected = "one sequence in a row where surplus placeholders are hidden"
+        raise refuse("position_ids", expected, "several, packed")
+
+
+def _remembered(cache: Any, B: int, past: int, new: int) -> Tensor | None:
+    """Which of a cache's `past` columns are hidden, (B, past); None if there can be none.
+
+    While `generate` fills it, also of the new ones, (B, past + new).
+    """
+    if past == 0 and not is_generating(cache):
+        forget(cache)  # it was emptied
     hidden = getattr(cache, _REMEMBERED, None)
-    if hidden is None or past == 0:
+    if hidden is None:
         return None
     if hidden.shape[0] != B:
-        if B % hidden.shape[0]:
-            raise refuse("cache", f"a batch of {hidden.shape[0]}, as it was filled with", B)
-        hidden = hidden.repeat_interleave(B // hidden.shape[0], dim=0)
-    hidden = hidden[:, :past]
-    return torch.nn.functional.pad(hidden, (0, past - hidden.shape[1]))
-
-
-def _length(arguments: dict[str, Any]) -> int:
-    ids = arguments.get("input_ids")
-    return (arguments["inputs_embeds"] if ids is None else ids).shape[1]
+        raise refuse("cache", f"a batch of {hidden.shape[0]}, as it was filled with", B)
+    known = hidden.shape[1]
+    # A prompt that is longer than it was when `generate` began has had something put before it.
+    if is_generating(cache) and (past > 0 or new <= known):
+        past += new
+    return torch.nn.functional.pad(hidden[:, :past], (0, max(0, past - known)))

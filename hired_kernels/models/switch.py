@@ -29,7 +29,7 @@ from .state import Switch
 from .switched import OneImage, Outer, SubImages
 from .switched_processor import OneImageProcessor, SubImagesProcessor
 from .vision_tower import turn_off_tower, turn_on_tower
-from .watchers import why_full
+from .watchers import makes_stock_features, why_full
 
 
 def apply_hired(
@@ -76,7 +76,8 @@ def apply_hired(
     final = max(support.feature_states(config, support.feature_layer_of(config))) - 1
     turn_on_tower(inner.vision_tower)
     why = support.why_full_tower(config) or why_full(inner.vision_tower, final)
-    switch = Switch(settings, anatomy, why, support.strategy_of(config) == "full")
+    with_cls = support.strategy_of(config) == "full"
+    switch = Switch(settings, anatomy, why, with_cls, has_head=inner is not model)
     for part in parts:
         turn_on(part, _mixin(part))
         part.hired = switch
@@ -122,8 +123,15 @@ def _mixin(part: Any) -> type[Switched]:
 
 
 def _check_classes(parts: Iterable[Any]) -> None:
-    """Refuse a parametrized class: only the topmost one of an object can be undone."""
+    """Refuse classes that switching would get wrong.
+
+    Parametrized ones, since only the topmost class of an object can be undone; and a model that
+    makes features of its pictures in its own way.
+    """
     for part in parts:
+        if isinstance(part, PreTrainedModel) and not makes_stock_features(part):
+            expected = "transformers' own get_image_features and pack_image_features"
+            raise refuse("model", expected, f"those of {type(part).__name__}")
         own = isinstance(part, nn.Module) and not isinstance(part, Switched)
         if own and parametrize.is_parametrized(part):
             name = type(part).__name__
@@ -139,7 +147,7 @@ def _check_processor(processor: Any, anatomy: Anatomy) -> None:
         raise refuse("processor", f"a {names}, the model's", type(processor).__name__)
     images = processor.image_processor
     if anatomy.pinpoints is not None:
-        pinpoints = tuple(tuple(pair) for pair in images.image_grid_pinpoints)
+        pinpoints = tuple(tuple(pair) for pair in images.image_grid_pinpoints or ())
         if pinpoints != anatomy.pinpoints:
             expected = f"the model's image_grid_pinpoints {list(anatomy.pinpoints)}"
             raise refuse("processor", expected, list(pinpoints))

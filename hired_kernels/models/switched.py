@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,43 +18,42 @@ from . import support, surplus
 from .accounting import Anatomy, Settings, plan, refuse
 from .classes import Switched, reaches
 from .image_features import HiredImageOutput, image_features
-from .state import ROWS, check_rows, sizes_of
-from .surplus import HIDDEN
+from .state import ROWS, Switch, check_rows, sizes_of
 from .watchers import why_full
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
 _RAW = ("pixel_values", "image_sizes")
+_HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
 class Outer(Switched):
     """A `...ForConditionalGeneration`."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if reaches(self):
+            return super().__call__(*args, **kwargs)
+        return super().__call__(**self._hired_arguments(args, kwargs))
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        switch = vars(self).get("hired")
-        if switch is not None and switch.has_surplus:
-            # On its way to the model inside and to the loss.
-            kwargs[HIDDEN] = surplus.Hidden()
-        return super().forward(*args, **kwargs)
+        return super().forward(**self._hired_arguments(args, kwargs))
 
-    @property
-    def loss_function(self) -> Any:
-        """The model's own, without labels on what the model inside has hidden."""
-        function = super().loss_function
-        return partial(surplus.loss, function) if "hired" in vars(self) else function
-
-    @loss_function.setter
-    def loss_function(self, function: Any) -> None:
-        self._loss_function = function
+    def _hired_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        rows, switch = kwargs.pop(ROWS, None), _switch_of(self)
+        arguments = surplus.by_name(self, args, kwargs) if args else kwargs
+        if switch is None:
+            return arguments
+        check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
+        return surplus.without_labels(self, arguments) if switch.has_surplus else arguments
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        switch, cache = vars(self).get("hired"), surplus.cache_of(kwargs)
-        if switch is None or not (switch.has_surplus or surplus.remembers(cache)):
-            return super().generate(inputs, *args, **kwargs)
+        switch, cache = _switch_of(self), surplus.cache_of(kwargs)
         arguments = {**kwargs, "input_ids": kwargs.get("input_ids") if inputs is None else inputs}
-        prompt = arguments["input_ids"]
-        prompt = arguments.get("inputs_embeds") if prompt is None else prompt
-        if prompt is None:
+        prompt = surplus.prompt_of(arguments)
+        if switch is None or prompt is None or not (switch.has_surplus or surplus.remembers(cache)):
+            return super().generate(inputs, *args, **kwargs)
+        if not _takes_encoded(self) and not _is_static(self, args, kwargs):
+            # Where `generate` itself encodes nothing beforehand, each call of the model hides.
             return super().generate(inputs, *args, **kwargs)
         check_rows(Anatomy.of(self.config), kwargs.get("image_sizes"), kwargs.pop(ROWS, None))
         output = _encoded(self, arguments) if switch.has_surplus else None
@@ -69,10 +67,11 @@ class Outer(Switched):
             kwargs["position_ids"] = surplus.shift_positions(positions, shown)
         if mask is not None:
             kwargs["attention_mask"] = surplus.hide_from_mask(mask, hidden)
-        if output is not None and _takes_encoded(self):
+        videos = kwargs.get("pixel_values_videos") is not None
+        if output is not None and _takes_encoded(self) and not videos:
             _hand_over(self, kwargs, output)
         try:
-            result = super().generate(inputs, *args, **kwargs, **{HIDDEN: hidden})
+            result = super().generate(inputs, *args, **kwargs, **{_HIDDEN: hidden})
         finally:
             surplus.generated(cache)
         if isinstance(result, dict):
@@ -83,7 +82,7 @@ class Outer(Switched):
     # none was given, and, when the rows of all beams are there, to see to a cache.
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        ours = (ROWS, HIDDEN)
+        ours = (ROWS, _HIDDEN)
         theirs = {name: value for name, value in model_kwargs.items() if name not in ours}
         super()._validate_model_kwargs(theirs)
 
@@ -93,18 +92,21 @@ class Outer(Switched):
         mask = super()._prepare_attention_mask_for_generation(
             inputs_tensor, generation_config, model_kwargs
         )
-        hidden = model_kwargs.get(HIDDEN)
+        hidden = model_kwargs.get(_HIDDEN)
         return mask if hidden is None else surplus.hide_from_mask(mask, hidden)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        hidden = model_kwargs.pop(HIDDEN, None)
+        hidden = model_kwargs.pop(_HIDDEN, None)
         done = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
+        cache = surplus.cache_of(model_kwargs)
         if hidden is not None:
-            surplus.remember(surplus.cache_of(model_kwargs), hidden, generating=True)
+            surplus.remember(cache, hidden, generating=True)
+        elif surplus.remembers(cache) and surplus.length_of(cache) == 0:
+            surplus.forget(cache)  # one that the model has kept from another call
         return done
 
 
@@ -125,8 +127,8 @@ class Inner(Switched):
     def _hired_call(
         self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        switch, found = vars(self).get("hired"), kwargs.pop(HIDDEN, None)
-        rows, cache = kwargs.pop(ROWS, None), surplus.cache_of(kwargs)
+        switch, cache = _switch_of(self), surplus.cache_of(kwargs)
+        rows = kwargs.pop(ROWS, None)
         # By position, pictures and cache come after input_ids in all models served.
         pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
         # Decoding steps, which may be compiled as one graph, are let through at once.
@@ -135,19 +137,18 @@ class Inner(Switched):
         arguments = surplus.by_name(self, args, kwargs)
         check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
         cache = surplus.cache_of(arguments)
-        if surplus.is_generating(cache):
+        if surplus.is_generating(cache) and cache.is_compileable:
             return call(*args, **kwargs)
         output = _encoded(self, arguments) if switch.has_surplus else None
         hidden = surplus.hidden_columns(self, arguments, output)
         if hidden is not None:
             surplus.hide(arguments, hidden)
-            if found is not None:
-                found.columns = hidden
         if output is not None:
             _hand_over(self, arguments, output)
         result = call(**arguments)
         if hidden is not None:
-            surplus.remember(surplus.cache_of(result) if cache is None else cache, hidden)
+            filled = surplus.cache_of(result) if cache is None else cache
+            surplus.remember(filled, hidden, surplus.is_generating(filled))
         return result
 
     def _hired_features(
@@ -163,7 +164,7 @@ class Inner(Switched):
         output_attentions: Any = None,
         **_: Any,
     ) -> HiredImageOutput | tuple:
-        switch, config = self.hired, self.config
+        switch, config = vars(self)["hired"], self.config
         strategy = strategy or support.strategy_of(config)
         support.check_strategy(config, strategy)
         layer = support.feature_layer_of(config) if feature_layer is None else feature_layer
@@ -182,7 +183,7 @@ class Inner(Switched):
         output = image_features(
             self,
             switch.settings,
-            _partitions(pixels, todo.partitions),
+            _partitions(pixels, todo.partitions, several=anatomy.pinpoints is not None),
             todo,
             layer,
             why_full=switch.why_full,
@@ -228,7 +229,8 @@ class OneImage(Inner):
         layer, strategy = vision_feature_layer, vision_feature_select_strategy
         if "hired" not in vars(self):
             return super().get_image_features(pixel_values, **_named(layer, strategy), **kwargs)
-        layer = kwargs.pop("vision_feature_layers", layer)
+        if self.config.model_type == "vipllava":
+            layer = kwargs.pop("vision_feature_layers", layer)
         return self._hired_features(pixel_values, None, layer, strategy, **kwargs)
 
 
@@ -238,7 +240,7 @@ class SubImages(Inner):
     def get_image_features(
         self,
         pixel_values: Tensor,
-        image_sizes: Any,
+        image_sizes: Any = None,
         vision_feature_layer: Any = None,
         vision_feature_select_strategy: str | None = None,
         hired_rows: Any = None,
@@ -267,14 +269,28 @@ def _named(layer: Any, strategy: str | None) -> dict[str, Any]:
 def _encoded(model: Any, arguments: dict[str, Any]) -> HiredImageOutput | None:
     """The features of a call's pictures, encoded now or before; None without pictures."""
     output = (arguments.get("mm_encoder_outputs") or {}).get("image")
-    if isinstance(output, HiredImageOutput):
-        return output
     pixels = arguments.get("pixel_values")
-    if output is not None or pixels is None or pixels.shape[0] == 0:
-        return None
-    names = (*_RAW, "vision_feature_layer", "vision_feature_select_strategy")
-    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
-    return model.get_image_features(**given, return_dict=True)
+    if output is None and pixels is not None and pixels.shape[0] > 0:
+        names = (*_RAW, "vision_feature_layer", "vision_feature_select_strategy")
+        given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+        output = model.get_image_features(**given, return_dict=True)
+    return output if isinstance(output, HiredImageOutput) else None
+
+
+def _switch_of(model: Any) -> Switch | None:
+    """What is on: a switch may have been turned off, or over, for the model inside alone."""
+    switch = vars(model).get("hired")
+    return switch if switch is not None and switch.on else None
+
+
+def _is_static(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether `generate` may fill a cache of a fixed size, and so make masks of rank 4."""
+    cache, given = surplus.cache_of(kwargs), kwargs.get("generation_config", *args[:1])
+    asked = [kwargs.get("cache_implementation")]
+    asked += [
+        getattr(one, "cache_implementation", None) for one in (given, model.generation_config)
+    ]
+    return any(asked) or getattr(cache, "is_compileable", False)
 
 
 def _takes_encoded(model: Any) -> bool:
@@ -302,12 +318,13 @@ def _hand_over(model: Any, arguments: dict[str, Any], output: HiredImageOutput) 
     arguments["inputs_embeds"] = embeds.masked_scatter(mask, features)
 
 
-def _partitions(pixels: Tensor, counts: list[int]) -> Tensor:
+def _partitions(pixels: Tensor, counts: list[int], several: bool) -> Tensor:
     """(P, 3, tile, tile) of pixels, which may have one row a picture, padded with partitions."""
     if pixels.dim() == 4:
         return pixels
-    if pixels.dim() != 5:
-        raise refuse("pixel_values", "rank 4 or 5", f"rank {pixels.dim()}")
+    if pixels.dim() != 5 or not several:
+        expected = "rank 4 or 5" if several else "rank 4"
+        raise refuse("pixel_values", expected, f"rank {pixels.dim()}")
     if len(counts) != pixels.shape[0]:
         got = f"{pixels.shape[0]} for {len(counts)} image_sizes"
         raise refuse("pixel_values", "a row for each picture", got)

@@ -37,10 +37,11 @@ class SubImagesProcessor(Switched):
         """As the class's own, with `hired_rows`, (pictures,) integers, beside `image_sizes`.
 
         Rows of patches that each picture's sub-images have, 0 without: what the stock model counts
-        newlines by, and so finds sizes that are not (height, width).
+        newlines by, and so finds sizes that are not (height, width). Not where the model inside is
+        switched on alone: the stock model around it would refuse them.
         """
         inputs, switch = super().__call__(*args, **kwargs), vars(self).get("hired")
-        if switch is not None and inputs.get("image_sizes") is not None:
+        if switch is not None and switch.has_head and inputs.get("image_sizes") is not None:
             pinpoints = self.image_processor.image_grid_pinpoints
             inputs[ROWS] = rows_of(switch.anatomy.with_pinpoints(pinpoints), inputs["image_sizes"])
         return inputs

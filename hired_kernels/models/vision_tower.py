@@ -14,6 +14,7 @@ Attention goes through transformers' own interface, whatever implementation the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -135,13 +136,15 @@ class _Layer(TowerModule):
     ) -> Tensor:
         if hired is None or hired.choose is None or self.hired_number != hired.final:
             return super().forward(hidden_states, attention_mask, *args, **_with(hired, kwargs))
-        attended, hired.kept = self.self_attn(
+        attended, kept = self.self_attn(
             hidden_states=self.layer_norm1(hidden_states),
             attention_mask=attention_mask,
             hired=hired,
             entering=hidden_states,
         )
-        tokens = hired.kept.tokens + attended
+        if not isinstance(kept, Selection):
+            raise refuse("vision tower", "CLIP's own forward methods", "one that was replaced")
+        hired.kept, tokens = kept, kept.tokens + attended
         return tokens + self.mlp(self.layer_norm2(tokens))
 
 
@@ -201,8 +204,9 @@ def turn_on_tower(tower: nn.Module) -> None:
 
 
 def is_clip_tower(tower: nn.Module) -> bool:
-    """Whether this is, or has inside, a CLIP vision tower of transformers."""
-    return any(isinstance(module, CLIPVisionModel) for module in tower.modules())
+    """Whether this is, in a wrapper or without, a CLIP vision tower of transformers."""
+    towers = (module for module in tower.modules() if isinstance(module, CLIPVisionModel))
+    return hasattr(core(tower), "encoder") and next(towers, None) is not None
 
 
 def is_on(tower: nn.Module) -> bool:
@@ -224,7 +228,11 @@ def hidden_state_numbers(layers: int, feature_layer: FeatureLayer = -2) -> tuple
 
     Raises ValueError where one does not exist, or none of them is a layer's output.
     """
-    asked = (feature_layer,) if isinstance(feature_layer, int) else tuple(feature_layer)
+    try:
+        several = isinstance(feature_layer, Sequence) and not isinstance(feature_layer, str)
+        asked = tuple(map(index, feature_layer if several else (feature_layer,)))
+    except TypeError:
+        asked = ()
     numbers = tuple(layers + 1 + number if number < 0 else number for number in asked)
     if not numbers or not all(0 <= number <= layers for number in numbers) or max(numbers) == 0:
         raise ValueError(
@@ -262,7 +270,10 @@ def as_scores(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, 
 
 
 def heads(attn: nn.Module, projected: Tensor) -> Tensor:
-    """(P, S, H * Dh) -> (P, S, H, Dh)"""
+    """(P, S, H * Dh) -> (P, S, H, Dh), of all heads. Raises ValueError for some of them."""
+    if projected.shape[-1] != attn.embed_dim:
+        expected = f"all {attn.num_heads} heads in each process"
+        raise refuse("vision tower", expected, projected.shape[-1] // attn.head_dim)
     return projected.unflatten(-1, (-1, attn.head_dim))
 
 

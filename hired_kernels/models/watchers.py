@@ -10,6 +10,7 @@ then noted by hooks.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,22 +19,25 @@ from itertools import chain
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPVisionModel
 
+from .accounting import refuse
 from .classes import reaches
 from .vision_tower import INITIAL_LAYER, Pass, TowerModule, core, encoder_layers, heads
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _AT_HOME = ("torch", "transformers", "accelerate", "deepspeed")
+_TRANSFORMERS = os.path.dirname(transformers.__file__)
 
 
 @torch.compiler.disable
 def why_full(tower: nn.Module, final: int) -> str | None:
     """Why an early exit in layer `final` will not do for this tower as it is now, or None."""
     for name, module in _changed(tower, final):
-        if any(_is_users(hook) for kind in _HOOKS for hook in getattr(module, kind, {}).values()):
+        if any(map(_is_users, _hooks_of(module))):
             return f"a hook on {name} is to see what it sees in the stock model"
     everywhere = (getattr(torch_module, f"_global{kind}", {}).values() for kind in _HOOKS)
     if any(map(_is_users, chain(*everywhere))):
@@ -47,7 +51,7 @@ def replaced(tower: nn.Module, final: int) -> str | None:
     """The name of a module that a pass has to reach and does not, or None."""
     own = chain(*(_layer(tower, number) for number in {INITIAL_LAYER, final}))
     for name, module in chain(_outer(tower), own):
-        if isinstance(module, TowerModule) and not reaches(module):
+        if isinstance(module, TowerModule) and not (reaches(module) and _is_stock(module)):
             return name
     return None
 
@@ -73,6 +77,8 @@ def noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
         for handle in handles:
             handle.remove()
     for number in {INITIAL_LAYER, hired.final}:
+        if not {(number, "q_proj"), (number, "k_proj")} <= seen.keys():
+            raise refuse("vision tower", "q_proj and k_proj to be called", "an attention without")
         hired.note(number, seen[number, "q_proj"][:, 0], seen[number, "k_proj"])
 
 
@@ -101,6 +107,36 @@ def _down_to(module: nn.Module, kind: type, prefix: str) -> Iterator[tuple[str, 
         yield name, part
         if isinstance(part, kind):
             return
+
+
+def _hooks_of(module: nn.Module) -> Iterator[Any]:
+    for kind in _HOOKS:
+        yield from getattr(module, kind, {}).values()
+    hook = vars(module).get("_hf_hook")  # accelerate's kind, which users make subclasses of
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))
+
+
+def makes_stock_features(model: nn.Module) -> bool:
+    """Whether a model's class makes features of pictures in transformers' own way."""
+    base = getattr(type(model), "_hired_base", type(model))
+    methods = (getattr(base, name, None) for name in ("get_image_features", "pack_image_features"))
+    return all(method is None or _is_transformers(method) for method in methods)
+
+
+def _is_stock(module: TowerModule) -> bool:
+    """Whether the class below has transformers' own `forward`: a class may have been patched."""
+    return _is_transformers(module._hired_base.forward)
+
+
+def _is_transformers(function: Any) -> bool:
+    """Whether a function, and all that it is wrapped in, comes from transformers."""
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is None or not code.co_filename.startswith(_TRANSFORMERS):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def _is_users(hook: Any) -> bool:
