@@ -187,7 +187,12 @@ def _can_be_written(path: Path) -> bool:
     """Found out before anything is measured; makes the folder."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return not path.is_dir() and os.access(path.parent, os.W_OK)
+        if path.exists() and not path.is_file():  # a folder, a device, a pipe
+            return False
+        whole = report.beside(path)
+        whole.touch()
+        whole.unlink()
+        return True
     return False
 
 
@@ -223,30 +228,40 @@ def parse() -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def main() -> None:
+def main() -> int:
     options = parse()
     torch.set_num_threads(options.threads)
     environment = report.environment()
     if environment["load_average"] > 0.2 * (os.cpu_count() or 1):
         load = environment["load_average"]
-        print(f"note: load average {load:.1f}: other work will show", file=sys.stderr)
+        _progress(f"note: load average {load:.1f}: other work will show")
     copy = timing.Copy(COPY_MEGABYTES)
     cases = []
     for operator in options.operators:
         for dtype in options.dtypes:
             for B in options.batches:
-                print(f"{operator} {dtype}, batch {B} ...", file=sys.stderr, flush=True)
+                _progress(f"{operator} {dtype}, batch {B} ...")
                 cases.append(run_case(Shape(B, DTYPES[dtype]), operator, copy, options))
     if options.out:
         method = {name: getattr(options, name) for name in ("seconds", "rotate", "sets", "seed")}
         method["copy_bytes"] = copy.bytes
-        report.write_json(
-            options.out, {"environment": environment, "method": method, "cases": cases}
-        )
+        contents = {"environment": environment, "method": method, "cases": cases}
+        try:
+            report.write_json(options.out, contents)
+        except OSError as error:
+            terminal.complain("hired bench", f"out {options.out}: {error.strerror}")
+            return 2
     print(f"{environment['cpu']}, {environment['threads']} threads, torch {torch.__version__}")
     print_table(cases)
     if options.out:
         print(f"written: {options.out}")
+    return 0
+
+
+def _progress(line: str) -> None:
+    """To stderr, which may be full, or closed."""
+    with contextlib.suppress(OSError, AttributeError):
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,15 @@ def last_cache_bytes(otherwise: int = 32 << 20) -> int:
     return max(sizes, default=otherwise)
 
 
+def beside(path: Path) -> Path:
+    """Where a file is written that is to take this one's place."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """At once or not at all: a run may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    whole = beside(path)
     whole.write_text(json.dumps(contents, indent=2) + "\n")
     whole.replace(path)
 

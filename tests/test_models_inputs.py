@@ -37,10 +37,14 @@ def test_numbers_of_every_kind(number, python):
     assert torch.equal(model(**ours).logits, other(**theirs).logits)
 
 
-@pytest.mark.parametrize("tiny", [Fraction(1, 10**400), np.float64(0.0), Fraction(0)], ids=str)
-def test_shares_of_nothing(tiny):
+@pytest.mark.parametrize(
+    "share",
+    [Fraction(1, 10**400), Fraction(10**400, 3), np.float64(0.0), Fraction(0)],
+    ids=["tiny", "huge", "zero", "no part"],
+)
+def test_shares_out_of_range(share):
     with pytest.raises(ValueError, match=r"hired: budget: expected a float in \(0, 1\]"):
-        hired.apply_hired(*make(), budget=tiny)
+        hired.apply_hired(*make(), budget=share)
 
 
 @pytest.mark.parametrize("settings", [{}, {"newlines": True}, {"policy": "published"}], ids=str)
@@ -59,6 +63,10 @@ def test_sizes_the_wrong_way_round(settings):
     for call in (model, model.generate, model.model):
         with pytest.raises(ValueError, match=said):
             call(**wrong)
+    with pytest.raises(ValueError, match="hired_rows: expected an integer for each of 1 picture"):
+        model(**{**inputs, "hired_rows": torch.tensor([6, 6])})
+    with pytest.raises(ValueError, match=r"hired_rows: expected \[6\] rows of .*got \[9\] from"):
+        model(**{**inputs, "hired_rows": [9]})
     # Nothing that the model needs: sizes of one's own go without.
     del inputs["hired_rows"]
     assert model(**inputs).logits.isfinite().all()
@@ -76,19 +84,47 @@ def test_rows_come_as_the_sizes_do(kind):
     assert "hired_rows" not in inputs_of(processor)
 
 
-@pytest.mark.parametrize("sizes", [None, [90, 250], torch.tensor([[90, 250, 3]])], ids=str)
+BAD_SIZES = [None, [90, 250], torch.tensor([[90, 250, 3]]), [(0, 5)], [(9, float("inf"))]]
+
+
+@pytest.mark.parametrize("sizes", BAD_SIZES, ids=str)
 def test_sizes_that_are_none(sizes):
-    model, processor = hired.apply_hired(*make())
+    model, processor = hired.apply_hired(*make(), newlines=True)
+    inputs = inputs_of(processor)
+    del inputs["hired_rows"]
+    for call in (model, model.get_image_features):
+        given = inputs if call is model else {"pixel_values": inputs["pixel_values"]}
+        with pytest.raises(ValueError, match=r"hired: image_sizes: expected \(height, width\)"):
+            call(**{**given, "image_sizes": sizes})
+
+
+def test_pixels_of_more_tiles_than_a_picture_has():
+    model, processor = hired.apply_hired(*make("llava"))
     pixels = inputs_of(processor)["pixel_values"]
-    with pytest.raises(ValueError, match=r"hired: image_sizes: expected \(height, width\) in pix"):
-        model.get_image_features(pixels, sizes)
+    with pytest.raises(ValueError, match="hired: pixel_values: expected rank 4, got rank 5"):
+        model.get_image_features(pixels[:, None].repeat(1, 2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"newlines": True}], ids=str)
+def test_pictures_without_a_prompt(settings):
+    model, processor = hired.apply_hired(*make(), **settings)
+    inputs = inputs_of(processor)
+    del inputs["input_ids"]
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        model(**inputs)
 
 
 def test_a_strategy_or_a_layer_in_a_call():
     model, processor = hired.apply_hired(*make())
     inputs = inputs_of(processor)
-    with pytest.raises(ValueError, match="vision_feature_select_strategy: expected default, got f"):
-        model(**inputs, vision_feature_select_strategy="full")
+    strategy = {"vision_feature_select_strategy": "full"}
+    said = "hired: vision_feature_select_strategy: expected default, got full"
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=said):
+            call(**inputs, **strategy)
+    other, other_processor = hired.apply_hired(*make("llava"))
+    with pytest.raises(ValueError, match=said):
+        other(**inputs_of(other_processor), **strategy)
     with pytest.raises(ValueError, match="hired: vision_feature_layer: expected the output of one"):
         model(**inputs, vision_feature_layer=9)
     expected, processor = hired.apply_hired(*make(vision_feature_layer=-1))
@@ -140,7 +176,16 @@ def test_the_tower_names_its_own_arguments():
         tower(pixels, [(168, 168)])
     with pytest.raises(ValueError, match="hired: pixels: expected"):
         tower(pixels[None], [(168, 168)])
-    with pytest.raises(ValueError, match="hired: feature_layer: expected the output of one of 4"):
-        hired.HiredTower(model.model.vision_tower, feature_layer=0)
-    with pytest.raises(ValueError, match=r"hired: tower: expected a CLIP vision tower.*got Lin"):
-        hired.HiredTower(torch.nn.Linear(1, 1))
+    for sizes in BAD_SIZES[:2] + BAD_SIZES[3:]:
+        with pytest.raises(ValueError, match=r"hired: sizes: expected \(height, width\) in pixels"):
+            tower(pixels, sizes)
+    with pytest.raises(ValueError, match="hired: pixels: expected"):
+        tower(pixels[:0], [])
+    for layer in (0, "a", None, -2.0):
+        with pytest.raises(ValueError, match="hired: feature_layer: expected the output of one of"):
+            hired.HiredTower(tower.tower, feature_layer=layer)
+    for other in (torch.nn.Linear(1, 1), None, model, tower):
+        with pytest.raises(ValueError, match=r"hired: tower: expected a CLIP vision tower"):
+            hired.HiredTower(other)
+    with pytest.raises(ValueError, match="hired: pinpoints: expected"):
+        hired.HiredTower(tower.tower, pinpoints=[84, 168])

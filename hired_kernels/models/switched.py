@@ -136,6 +136,10 @@ class Inner(Switched):
             return call(*args, **kwargs)
         arguments = surplus.by_name(self, args, kwargs)
         check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
+        strategy = arguments.get("vision_feature_select_strategy")
+        if strategy is not None and (strategy == "full") != switch.with_cls:
+            expected = support.strategy_of(self.config)
+            raise refuse("vision_feature_select_strategy", expected, strategy)
         cache = surplus.cache_of(arguments)
         if surplus.is_generating(cache) and cache.is_compileable:
             return call(*args, **kwargs)
