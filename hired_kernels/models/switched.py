@@ -141,7 +141,8 @@ class Inner(Switched):
             expected = support.strategy_of(self.config)
             raise refuse("vision_feature_select_strategy", expected, strategy)
         cache = surplus.cache_of(arguments)
-        if surplus.is_generating(cache) and cache.is_compileable:
+        static = surplus.is_generating(cache) and cache.is_compileable
+        if static or surplus.prompt_of(arguments) is None:
             return call(*args, **kwargs)
         output = _encoded(self, arguments) if switch.has_surplus else None
         hidden = surplus.hidden_columns(self, arguments, output)
