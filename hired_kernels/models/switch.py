@@ -152,9 +152,9 @@ def _check_processor(processor: Any, anatomy: Anatomy) -> None:
             expected = f"the model's image_grid_pinpoints {list(anatomy.pinpoints)}"
             raise refuse("processor", expected, list(pinpoints))
     tile, argument = anatomy.tile, "crop_size"
-    size = images.crop_size
     if anatomy.pinpoints is None and not getattr(images, "do_center_crop", True):
-        size, argument = images.size, "size"
+        argument = "size"
+    size = getattr(images, argument, None)
     pixels = (_side(size, "height"), _side(size, "width"))
     if any(each not in (None, tile) for each in pixels):
         got = pixels[0] if pixels[0] == pixels[1] else pixels
