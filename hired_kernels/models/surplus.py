@@ -236,11 +236,11 @@ def placeholder_mask(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
 
 
 def _check_one_sequence(positions: Tensor) -> None:
-    """Raise ValueError for positions that begin anew: with no mask they say where sequences do.
+    """Raise ValueError for positions with a leap: with no mask they say where sequences begin.
 
     Waits for the device, as transformers does to find that out.
     """
-    if bool((positions[:, 1:] < positions[:, :-1]).any()):
+    if bool((positions.diff() != 1).any()):
         expected = "one sequence in a row where surplus placeholders are hidden"
         raise refuse("position_ids", expected, "several, packed")
 
