@@ -32,18 +32,22 @@ class Outer(Switched):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if reaches(self):
             return super().__call__(*args, **kwargs)
-        return super().__call__(**self._hired_arguments(args, kwargs))
+        return self._hired_call(super().__call__, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(**self._hired_arguments(args, kwargs))
+        return self._hired_call(super().forward, args, kwargs)
 
-    def _hired_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _hired_call(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         rows, switch = kwargs.pop(ROWS, None), _switch_of(self)
-        arguments = surplus.by_name(self, args, kwargs) if args else kwargs
-        if switch is None:
-            return arguments
+        if switch is None or (rows is None and not switch.has_surplus):
+            return call(*args, **kwargs)
+        arguments = surplus.by_name(self, args, kwargs)
         check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
-        return surplus.without_labels(self, arguments) if switch.has_surplus else arguments
+        if switch.has_surplus:
+            arguments = surplus.without_labels(self, arguments)
+        return call(**arguments)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
