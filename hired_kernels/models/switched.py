@@ -26,8 +26,8 @@ _RAW = ("pixel_values", "image_sizes")
 _HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
-class Outer(Switched):
-    """A `...ForConditionalGeneration`."""
+class _Model(Switched):
+    """A model whose arguments `_hired_call` sees to: in `forward`, or before one that is not ours."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if reaches(self):
@@ -36,6 +36,10 @@ class Outer(Switched):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._hired_call(super().forward, args, kwargs)
+
+
+class Outer(_Model):
+    """A `...ForConditionalGeneration`."""
 
     def _hired_call(
         self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -114,19 +118,11 @@ class Outer(Switched):
         return done
 
 
-class Inner(Switched):
+class Inner(_Model):
     """The model without its head: selects inside its vision tower, hides what stands for nothing.
 
     In its `forward`, where its own parameters are: FSDP and DeepSpeed gather them for that call.
     """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if reaches(self):
-            return super().__call__(*args, **kwargs)
-        return self._hired_call(super().__call__, args, kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._hired_call(super().forward, args, kwargs)
 
     def _hired_call(
         self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
