@@ -27,7 +27,7 @@ _HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
 class _Model(Switched):
-    """A model whose arguments `_hired_call` sees to: in `forward`, or before one that is not ours."""
+    """A model whose arguments `_hired_call` sees to, in `forward` or before one not of ours."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if reaches(self):
