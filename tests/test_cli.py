@@ -349,6 +349,14 @@ def test_bench_says_what_is_wrong_in_one_line(capfd):
     assert "--threads: expected an integer from 1 to 2^31 - 1, got '0'" in only_line(capfd)
 
 
+def test_bench_puts_no_file_in_the_place_of_a_pipe(tmp_path, capfd):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert cli.main(["bench", "--quick", "--out", str(pipe)]) == 2
+    assert "--out: expected the name of a file that can be written" in only_line(capfd)
+    assert pipe.is_fifo()
+
+
 def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):
     (tmp_path / "benchmarks").mkdir()
     script = "import sys; print(sys.argv[1:]); sys.exit(3)"

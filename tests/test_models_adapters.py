@@ -105,6 +105,22 @@ def test_labels_and_wrappers():
         hired.apply_hired(wrapped, None)
 
 
+@where("peft")
+@pytest.mark.parametrize("settings", [{}, {"policy": "published"}, {"newlines": True}], ids=str)
+@torch.no_grad()
+def test_prompt_tuning(settings):
+    """`generate` begins as a call does, though the prompt gets tokens that it was not given."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    _, model, inputs = switched(**settings)
+    shape = {"num_layers": 2, "num_attention_heads": 2, "token_dim": 32}
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **shape)
+    tuned = get_peft_model(model, config).eval()
+    how = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    ours = tuned.generate(**inputs, **how, do_sample=False).logits[0]
+    torch.testing.assert_close(ours, tuned(**inputs).logits[:, -1], **CLOSE)
+
+
 @where("torchao")
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("kind", ["llava-next-llama", "llava"])

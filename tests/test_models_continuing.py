@@ -43,6 +43,12 @@ def prompt(processor, text="what <image> is", size=SIZES[1], seed=0):
     return dict(processor(images=picture(size, seed), text=text, return_tensors="pt"))
 
 
+def empty_cache(model, how):
+    if how == "static":
+        return StaticCache(config=model.config.text_config, max_cache_len=128)
+    return DynamicCache(config=model.config)
+
+
 def same(ours, expected):
     for one, other in zip(ours.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
@@ -62,9 +68,7 @@ def second_turn(model, first, cache):
 @pytest.mark.parametrize("how", ["all", "the new ones", "a copy", "two answers", "static"])
 def test_generate_goes_on_from_a_cache_with_text(both, how):
     model, processor = both
-    cache = DynamicCache(config=model.config)
-    if how == "static":
-        cache = StaticCache(config=model.config.text_config, max_cache_len=128)
+    cache = empty_cache(model, how)
     ids, expected = second_turn(model, prompt(processor), cache)
     mask = torch.ones_like(ids)
     if how == "the new ones":
@@ -83,9 +87,7 @@ def test_generate_goes_on_from_a_cache_with_text(both, how):
 @torch.no_grad()
 def test_a_call_by_hand_goes_on_from_a_cache(both, how):
     model, processor = both
-    cache = DynamicCache(config=model.config)
-    if how == "static":
-        cache = StaticCache(config=model.config.text_config, max_cache_len=128)
+    cache = empty_cache(model, how)
     ids, expected = second_turn(model, prompt(processor), cache)
     past = int(cache.get_seq_length())
     new, mask = ids[:, past:], torch.ones_like(ids)
@@ -293,9 +295,7 @@ def test_what_is_refused(both):
 @torch.no_grad()
 def test_an_emptied_cache_remembers_nothing(both, how):
     model, processor = both
-    cache = DynamicCache(config=model.config)
-    if how == "static":
-        cache = StaticCache(config=model.config.text_config, max_cache_len=128)
+    cache = empty_cache(model, how)
     model(**prompt(processor), use_cache=True, **{CACHE: cache})
     length = int(cache.get_seq_length())
     cache.crop(-length if ENCODED else 0) if how == "crop" else cache.reset()
