@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import hired_kernels as hired
-from hired_kernels.models import loading, taken_apart
+from hired_kernels.cli import loading, taken_apart
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288

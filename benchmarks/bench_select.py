@@ -25,7 +25,7 @@ import torch
 from inputs import Inputs, Shape
 
 import hired_kernels as hired
-from hired_kernels import terminal
+from hired_kernels.cli import terminal
 
 OPERATORS = ("select", "select_qk")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from saved_models import save
 
-from hired_kernels import backends, cli, demo, info, picture
+from hired_kernels import backends, cli
+from hired_kernels.cli import demo, info, loading, picture, question
 from hired_kernels.geometry import layout
-from hired_kernels.models import loading, question
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import hired_kernels as hired
-from hired_kernels.models import question
+from hired_kernels.cli import question
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "evidence"))

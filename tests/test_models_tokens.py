@@ -14,7 +14,8 @@ from vectors import T, cases, packed
 
 import hired_kernels as hired
 from hired_kernels import geometry, published
-from hired_kernels.models import hired_tower, taken_apart
+from hired_kernels.cli import taken_apart
+from hired_kernels.models import hired_tower
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders, plan
 from hired_kernels.models.surplus import hidden_columns, hide
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hired_kernels import demo
+from hired_kernels.cli import demo
 
 VALUES = np.linspace(0, 255, 64 * 48).round().reshape(48, 64)
 GREY = Image.fromarray(VALUES.astype(np.uint8))

@@ -8,7 +8,7 @@ a count covers are left out.
 import numpy as np
 import pytest
 
-from hired_kernels import picture
+from hired_kernels.cli import picture
 from hired_kernels.geometry import Layout, layout
 
 BRIGHT = (250, 180, 90)

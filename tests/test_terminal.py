@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hired_kernels import cli, terminal
+from hired_kernels import cli
+from hired_kernels.cli import terminal
 
 ROOT = Path(__file__).parents[1]
 FULL = Path("/dev/full")

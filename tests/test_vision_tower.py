@@ -12,7 +12,8 @@ from saved_models import MODELS, VISION, save
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel
 
 from hired_kernels import published
-from hired_kernels.models import loading, taken_apart, vision_tower
+from hired_kernels.cli import loading, taken_apart
+from hired_kernels.models import vision_tower
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((500, 400))
 

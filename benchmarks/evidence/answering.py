@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hired_kernels
-from hired_kernels.models import taken_apart
+from hired_kernels.cli import taken_apart
 
 _LENGTH = 9  # words of the longest question
 _PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")

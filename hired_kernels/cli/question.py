@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
+from ..models.switch import apply_hired
 from .loading import quiet
-from .switch import apply_hired
 
 FOLDER = Path(__file__).parents[1] / "data" / "evidence"
 PICTURE = FOLDER / "scene.png"

@@ -18,15 +18,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import backends, comparison, geometry, ledger, picture
-from .geometry import Layout
-from .models import loading, question
-from .models.loading import ModelError, VisionModel
-from .models.question import Answer
+from .. import backends, geometry
+from ..geometry import Layout
+from . import comparison, ledger, loading, picture, question
+from .loading import ModelError, VisionModel
 from .photograph import upright
+from .question import Answer
 from .terminal import one_line
 
-PHOTOGRAPH = Path(__file__).parent / "data" / "photograph.jpg"
+PHOTOGRAPH = Path(__file__).parents[1] / "data" / "photograph.jpg"
 TOWERS = ("auto", *loading.TOWERS)
 _LEAST_TILE = 336  # pixels a side of a partition in the drawing, where they can be had
 _PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one

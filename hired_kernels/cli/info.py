@@ -16,13 +16,13 @@ from types import ModuleType
 
 import torch
 
-from . import backends
+from .. import backends
 
 
 def lines(model: str | None = None) -> list[str]:
     """The report, line by line; of a model, a folder or hub name, too.
 
-    Raises `hired_kernels.models.loading.ModelError` where there is no such model.
+    Raises `hired_kernels.cli.loading.ModelError` where there is no such model.
     """
     report = [*_versions(), "", *_built(), "", *_machine(), "", *_backends()]
     return report if model is None else [*report, "", *_model(model)]
@@ -93,7 +93,8 @@ def _backends() -> Iterator[str]:
 
 
 def _model(name: str) -> Iterator[str]:
-    from .models import loading, support
+    from ..models import support
+    from . import loading
 
     yield f"model {name}"
     config = loading.load_config(name)
@@ -107,7 +108,7 @@ def _model(name: str) -> Iterator[str]:
 
 
 def _native_module() -> ModuleType:
-    from . import _C
+    from .. import _C
 
     return _C
 

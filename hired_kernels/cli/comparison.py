@@ -19,12 +19,13 @@ from torch import Tensor
 
 import hired_kernels
 
-from . import published
-from .geometry import Layout
+from .. import published
+from ..geometry import Layout
+from ..models import vision_tower
+from . import taken_apart
 from .ledger import Row, Stage
-from .models import taken_apart, vision_tower
-from .models.loading import VisionModel
-from .models.taken_apart import Encoded
+from .loading import VisionModel
+from .taken_apart import Encoded
 
 _RUNS, _LIMIT = 20, 1.5  # runs of a stage, and seconds after which there are no more
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .geometry import Layout
+from ..geometry import Layout
 
 _BACKGROUND = (15, 18, 24)
 _HATCH = (44, 50, 61)

@@ -122,7 +122,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "bench_select.py"
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_select.py"
     if not script.is_file():
         return _fail("bench", f"expected a source checkout with benchmarks, got no {script}")
     try:

@@ -39,7 +39,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
 from .. import geometry
-from .vision_tower import encoder_layers, selection_layer
+from ..models.vision_tower import encoder_layers, selection_layer
 
 # name: D, width of the MLP, layers, heads, width of the language model behind the projector
 TOWERS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .geometry import Layout
+from ..geometry import Layout
 
 
 @dataclass(frozen=True)

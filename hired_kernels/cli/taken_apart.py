@@ -4,7 +4,7 @@
 `begin` runs it up to the scores: all layers before the selection layer, the one whose output LLaVA
 reads, and of that one the keys and values of all tokens and the query of CLS. `finish` computes
 queries, attention, output projection and MLP of the kept tokens alone; `finish_all` of all, which
-is what a plain forward pass does. Models are served by `vision_tower`, which calls every module
+is what a plain forward pass does. Models are served by `models/vision_tower.py`, which calls every module
 whole; here a layer's parts are called past the layer, for a plain tower without wrappers.
 """
 
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..ops import Selection
-from . import kept_rows
-from .vision_tower import (
+from ..models import kept_rows
+from ..models.vision_tower import (
     INITIAL_LAYER,
     FeatureLayer,
     as_scores,
@@ -29,6 +28,7 @@ from .vision_tower import (
     rows,
     selection_layer,
 )
+from ..ops import Selection
 
 
 @dataclass(frozen=True)
