@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..geometry import Layout
 from . import picture, typesetting
 from .picture import BACKGROUND, Box, Panels, Shape
+from .terminal import one_line
 
 WIDTH = 1800
 _MARGIN, _GAP = 68, 40
@@ -55,7 +56,8 @@ class Content:
     layout: Layout
     question: str = ""
     replies: Sequence[Reply] = ()
-    saved: Sequence[str] = ()  # tokens, time to the first token, time of the whole answer
+    # Tokens, time to the first token, time of the whole answer; whether that is a saving.
+    saved: Sequence[tuple[str, bool]] = ()
     note: str = ""
     footer: tuple[str, str] = ("", "")
 
@@ -65,7 +67,7 @@ class Label:
     """One line of text. `box` is the room that it has; `right` sets it to the right edge of it."""
 
     text: str
-    size: int
+    face: ImageFont.FreeTypeFont
     colour: Colour
     box: Box
     right: bool = False
@@ -100,9 +102,10 @@ def draw(content: Content) -> Image.Image:
     for rule in card.rules:
         pen.rectangle((rule[0], rule[1], rule[2] - 1, rule[3] - 1), fill=_RULE)
     for label in card.labels:
-        face = typesetting.font(label.text, label.size)
         x, anchor = (label.box[2], "rs") if label.right else (label.box[0], "ls")
-        pen.text((x, _baseline(label)), label.text, font=face, fill=label.colour, anchor=anchor)
+        pen.text(
+            (x, _baseline(label)), label.text, font=label.face, fill=label.colour, anchor=anchor
+        )
     return image
 
 
@@ -148,21 +151,18 @@ def _pictures(content: Content, y: int) -> tuple[Card, int]:
     column = (_ROOM - (columns - 1) * _GAP) // columns
     tallest = _TALLEST_OF_THREE if below else _TALLEST
     sizes = [_fitting(shape, (column, tallest)) for _, _, shape in panels]
-    row = max(height for _, height in sizes)
     labels: list[Label] = []
     boxes: list[Box] = []
     for number, ((title, said, _), (width, height)) in enumerate(zip(panels, sizes, strict=True)):
         x = _MARGIN if below else _MARGIN + number * (column + _GAP)
-        room = (column - 20) // 2
-        _write(labels, title, _SMALL, _TEXT, (x, y, x + room), 1)
+        room = (min(column, 812) - 20) // 2
         right = x + (max(width, 2 * room) if below else column)
-        end = _write(labels, said, _SMALL, _FAINT, (right - room, y, right), 1, right=not below)
-        top = end + 12
-        middle = 0 if below else (row - height) // 2
-        boxes.append((x, top + middle, x + width, top + middle + height))
+        _write(labels, title, _SMALL, _TEXT, (x, y, x + room), 1)
+        top = 12 + _write(labels, said, _SMALL, _FAINT, (right - room, y, right), 1, right=True)
+        boxes.append((x, top, x + width, top + height))
         if below:
             y = top + height + 36
-    end = max(box[3] for box in boxes) if below else boxes[0][1] - (row - sizes[0][1]) // 2 + row
+    end = max(box[3] for box in boxes)
     arranged = picture.arrange(layout, boxes[1], boxes[2] if grid else None)
     return Card((WIDTH, end), boxes[0], arranged, labels), end
 
@@ -194,8 +194,8 @@ def _questions(card: Card, content: Content, y: int) -> int:
         y += 24
         places = (_TOKENS, first, _WHOLE) if whole else (_TOKENS, first)
         ends = [
-            _write(labels, said, _MEDIUM, _GOOD, (x - 250, y, x), 1, right=True)
-            for said, x in zip(content.saved, places, strict=False)
+            _write(labels, said, _MEDIUM, _GOOD if good else _BAD, (x - 250, y, x), 1, right=True)
+            for (said, good), x in zip(content.saved, places, strict=False)
         ]
         y = max(ends)
     return y
@@ -207,9 +207,11 @@ def _answer(labels: list[Label], reply: Reply, y: int) -> int:
     if reply.right is None:
         return _write(labels, reply.text, _MEDIUM, _TEXT, (_ANSWER, y, _ANSWER + room), 4)
     verdict, colour = ("right", _GOOD) if reply.right else ("wrong", _BAD)
-    said = typesetting.shortened(reply.text, _MEDIUM, room - 120)
-    x = _ANSWER + typesetting.width(said, _MEDIUM)
-    _write(labels, said, _MEDIUM, _TEXT, (_ANSWER, y, x), 1)
+    x, count = _ANSWER, len(labels)
+    _write(labels, reply.text, _MEDIUM, _TEXT, (x, y, x + room - 120), 1)
+    for said in labels[count:]:
+        x += typesetting.width(said.text, said.face)
+        labels[count] = replace(said, box=(_ANSWER, y, x, said.box[3]))
     return _write(labels, verdict, _MEDIUM, colour, (x + 18, y, _ANSWER + room), 1)
 
 
@@ -235,15 +237,18 @@ def _write(
     *,
     right: bool = False,
 ) -> int:
-    """Add a text, in at most so many lines, from a left edge, a top and to a right edge; returns
-    the bottom."""
+    """Add a text, in at most so many lines, from a left edge and a top to a right edge; returns the
+    bottom, that of an empty line where there is no text."""
     x, y, end = place
     step = round(size * _LEADING)
-    for line in typesetting.lines(said, size, end - x, most) or [""]:
-        labels.append(Label(line, size, colour, (x, y, end, y + step), right))
+    said = one_line(said)
+    face = typesetting.font(said, size)
+    found = typesetting.lines(said, face, end - x, most)
+    for line in found:
+        labels.append(Label(line, face, colour, (x, y, end, y + step), right))
         y += step
-    return y
+    return y if found else y + step
 
 
 def _baseline(label: Label) -> int:
-    return label.box[1] + round(label.size * 1.02)
+    return label.box[1] + round(label.face.size * 1.02)

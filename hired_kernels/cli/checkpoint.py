@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
 from . import loading
+from .files import first_line
 from .loading import ModelError, VisionModel
 
 _SPARE = 1.2  # memory beyond the weights, as a factor
@@ -48,9 +49,14 @@ def load(name: str) -> Checkpoint:
 def _load(name: str) -> Checkpoint:
     config = AutoConfig.from_pretrained(name)
     loading.check(name, config)
-    processor = AutoProcessor.from_pretrained(name, backend="pil")
-    if getattr(processor, "tokenizer", None) is None:
-        raise ModelError(f"model {name!r}: expected a tokenizer to ask it with, got none")
+    try:
+        processor = AutoProcessor.from_pretrained(name, backend="pil")
+    except Exception as error:
+        # A tokenizer or a part of the processor may be missing, for any of a dozen reasons.
+        raise ModelError(
+            f"model {name!r}: it cannot be asked, since its processor does not load: "
+            f"{first_line(error)} (--new-tokens 0 asks nothing)"
+        ) from error
     device, dtype = _place(name, config)
     model, report = AutoModelForImageTextToText.from_pretrained(
         name, dtype=dtype, output_loading_info=True
@@ -75,7 +81,8 @@ def _place(name: str, config: PreTrainedConfig) -> tuple[str, torch.dtype | str]
             return "cpu", dtype
     need = _SPARE * count * torch.bfloat16.itemsize
     raise ModelError(
-        f"model {name!r}: expected {need / 1e9:.1f} GB of free memory, got {free / 1e9:.1f} GB"
+        f"model {name!r}: expected {need / 1e9:.1f} GB of free memory, got {free / 1e9:.1f} GB "
+        "(--new-tokens 0 loads only the part that sees)"
     )
 
 

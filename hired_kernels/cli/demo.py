@@ -9,6 +9,8 @@ picture and a model the demo takes those that come along, small and trained.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,8 @@ from .steps import Step
 
 TOWERS = ("auto", *loading.TOWERS)
 _PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one
-_QUICK = 6.0  # seconds that answers at all steps of the slider may take
+_QUICK = 3.0  # seconds that answers at steps of the slider may take
+_SPARSE = 10  # answers at every so many steps are worth having, at fewer not
 
 Say = Callable[[str], None]
 
@@ -134,7 +137,7 @@ def run(
         shown = _with_answers(shown, subject.whole, subject.asked, say)
     drawing = card.draw(shown.card())
     try:
-        drawing.save(path, format="PNG", optimize=True)
+        drawing.save(path, format="PNG")
     except OSError as error:
         raise DemoError(f"out {path}: {reason(error)}") from None
     say(f"drawn       {path}, {drawing.width} x {drawing.height} pixels")
@@ -160,10 +163,10 @@ def _subject(
 ) -> _Subject:
     try:
         if own:
-            title = "a small LLaVA-NeXT that comes along, trained on such pictures"
-            say(f"model       {title}")
+            title = "A small LLaVA-NeXT, trained on such pictures"
+            say(f"model       {title[0].lower()}{title[1:]}; it comes along")
             whole = question.load_own()
-            return _Subject(whole.vision, whole, question.own(whole, ask), title.capitalize())
+            return _Subject(whole.vision, whole, question.own(whole, ask), title)
         if model is None:
             vision = _random_tower(tower, photograph, say)
             why = "Random weights choose at random, and cannot answer: no question was asked."
@@ -259,14 +262,14 @@ def _with_answers(shown: showing.Shown, whole: Checkpoint, asked: Asked, say: Sa
     known = "" if asked.right is None else f" (it is {asked.right})"
     say(f"question    {asked.text}{known}")
     try:
-        every, few = answers([None if asked.stock else 1.0, shown.steps[shown.start].budget], 10)
+        every, few = answers([None if asked.stock else 1.0, shown.steps[shown.start].budget], 20)
         few = replace(few, tokens=int(shown.kept.sum()))
         at_steps = {shown.start: few}
-        numbers = [number for number in range(len(shown.steps)) if number != shown.start]
-        if few.whole * len(numbers) <= _QUICK:
-            for number in numbers:
+        stride = max(1, math.ceil(few.whole * len(shown.steps) / _QUICK))
+        if stride <= _SPARSE:
+            for number in range(stride - 1, len(shown.steps), stride):
                 step = shown.steps[number]
-                if step.kept.any():
+                if step.kept.any() and number != shown.start:
                     (answer,) = answers([step.budget], 1)
                     at_steps[number] = replace(answer, tokens=int(step.kept.sum()))
     except ValueError as error:
@@ -290,7 +293,8 @@ def _machine(vision: VisionModel) -> str:
     if vision.device.type == "cuda":
         return torch.cuda.get_device_name(vision.device)
     threads = torch.get_num_threads()
-    return f"{info.cpu_name()}, {threads} thread{'s' * (threads != 1)}"
+    name = re.sub(r"\((R|TM)\)", "", info.cpu_name())
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _progress(layers: range) -> Iterator[int]:

@@ -25,7 +25,7 @@ from .picture import Box, Shape
 from .steps import Step
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "page.html"
-_WIDEST, _TALLEST = 960, 800  # of a picture on the page, in pixels
+_WIDEST, _TALLEST = 840, 840  # of a picture on the page, in pixels
 _QUALITY = 84
 
 
@@ -143,14 +143,10 @@ def _bits(kept: np.ndarray) -> str:
 
 
 def _address(image: Image.Image) -> str:
-    """The picture in a `data:` address, as JPEG or, where that is smaller, as PNG."""
-    files = {}
-    for kind, options in (("jpeg", {"quality": _QUALITY}), ("png", {"optimize": True})):
-        file = io.BytesIO()
-        image.save(file, kind, **options)
-        files[kind] = file.getvalue()
-    kind = min(files, key=lambda each: len(files[each]))
-    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
+    """The picture in a `data:` address."""
+    file = io.BytesIO()
+    image.save(file, "jpeg", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _reply(reply: Reply | None) -> dict[str, Any] | None:

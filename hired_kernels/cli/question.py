@@ -31,7 +31,7 @@ _FORMS = (
     "which shape stands next to the DIGIT?",
     "how many SHAPE shapes are there?",
 )
-_RUNS, _LIMIT = 10, 2.0  # runs of each answer, and seconds after which there are no more
+_RUNS, _LIMIT = 20, 2.0  # runs of each answer, and seconds after which there are no more
 
 
 class QuestionError(ValueError):

@@ -17,6 +17,8 @@ from .question import Answer, Asked
 from .steps import Step
 from .terminal import one_line
 
+_WHAT = "HiRED keeps what the vision tower's CLS token attends to."
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -56,21 +58,23 @@ class Shown:
                     )
                 )
             every, few = self.answers
-            saved = [fewer(every.tokens, few.tokens), less(every.first, few.first)]
-            if longer:
-                saved.append(less(every.whole, few.whole))
+            saved = [(fewer(every.tokens, few.tokens), few.tokens <= every.tokens)]
+            times = [(every.first, few.first), (every.whole, few.whole)]
+            # Of answers of different lengths, times to the end say nothing.
+            compared = times if longer and every.words == few.words else times[:1]
+            saved += [(less(*pair), pair[1] <= pair[0]) for pair in compared]
         return card.Content(
             headline=self._headline(),
-            remark=self._remark(),
+            remark=f"{_WHAT} Budget {self.steps[self.start].name}, {self._how()}",
             photograph=self.photograph,
             partitions=self.partitions,
             kept=kept,
             layout=self.layout,
-            question=one_line(self.asked.text) if self.asked else "",
+            question=self.asked.text if self.asked else "",
             replies=replies,
             saved=saved,
             note=self.why,
-            footer=(one_line(self.model), self.machine),
+            footer=(self.model, self.machine),
         )
 
     def page(self) -> page.Content:
@@ -82,13 +86,13 @@ class Shown:
         }
         return page.Content(
             headline=self._headline(),
-            remark=self._remark(),
+            remark=f"{_WHAT} {self._how().capitalize()}",
             photograph=self.photograph,
             partitions=self.partitions,
             layout=self.layout,
             steps=self.steps,
             start=self.start,
-            question=one_line(self.asked.text) if self.asked else "",
+            question=self.asked.text if self.asked else "",
             everything=every,
             replies=replies,
             note=self.why,
@@ -98,12 +102,8 @@ class Shown:
     def _headline(self) -> str:
         return f"{int(self.kept.sum()):,} of {self.layout.valid:,} visual tokens kept"
 
-    def _remark(self) -> str:
-        return (
-            "HiRED keeps the patches that the vision tower's CLS token attends to, in the full "
-            f"image and in its sub-images. Budget {self.steps[self.start].name}, "
-            f"alpha {self.alpha:g}, policy {self.policy}."
-        )
+    def _how(self) -> str:
+        return f"alpha {self.alpha:g}, policy {self.policy}."
 
 
 def fewer(every: int, few: int) -> str:
@@ -120,7 +120,7 @@ def less(every: float, few: float) -> str:
 
 
 def _said(answer: Answer) -> str:
-    return one_line(" ".join(answer.text.split())) or "(nothing)"
+    return " ".join(answer.text.split()) or "(nothing)"
 
 
 def _right(asked: Asked, answer: Answer) -> bool | None:

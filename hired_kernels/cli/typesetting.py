@@ -7,6 +7,7 @@ come with are tried, and where none of them is there, a letter is an empty box.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 from PIL import ImageFont
@@ -37,22 +38,23 @@ def font(text: str, size: int) -> ImageFont.FreeTypeFont:
     return min(fonts, key=lambda each: sum(not _has(each, letter) for letter in letters))
 
 
-def width(text: str, size: int) -> int:
+def width(text: str, face: ImageFont.FreeTypeFont) -> int:
     """How many pixels a line takes."""
-    return -int(-font(text, size).getlength(text) // 1)
+    return math.ceil(face.getlength(text))
 
 
-def lines(text: str, size: int, room: int, most: int) -> list[str]:
+def lines(text: str, face: ImageFont.FreeTypeFont, room: int, most: int) -> list[str]:
     """The text in at most so many lines of at most `room` pixels, with an ellipsis if it is cut.
 
     Lines break between words, and inside a word that is wider than a line.
     """
-    rest, found = " ".join(text.split()), []
+    rest = " ".join(text.split())
+    found: list[str] = []
     while rest:
         if len(found) == most:
-            found[-1] = _cut(found[-1] + ELLIPSIS, size, room)
+            found[-1] = _cut(found[-1], face, room)
             break
-        line = rest[: _fitting(rest, size, room)]
+        line = rest[: _fitting(rest, face, room)]
         if len(line) < len(rest) and " " in line.rstrip() and rest[len(line)] != " ":
             line = line[: line.rindex(" ")]
         found.append(line.strip())
@@ -60,27 +62,21 @@ def lines(text: str, size: int, room: int, most: int) -> list[str]:
     return found
 
 
-def shortened(text: str, size: int, room: int) -> str:
-    """The text in one line, with an ellipsis if it is cut."""
-    return (lines(text, size, room, 1) or [""])[0]
-
-
-def _fitting(text: str, size: int, room: int) -> int:
+def _fitting(text: str, face: ImageFont.FreeTypeFont, room: int) -> int:
     """How many letters fit, at least one."""
     least, most = 1, len(text)
     while least < most:
         middle = (least + most + 1) // 2
-        if width(text[:middle], size) <= room:
+        if width(text[:middle], face) <= room:
             least = middle
         else:
             most = middle - 1
     return least
 
 
-def _cut(text: str, size: int, room: int) -> str:
-    """A text that ends in an ellipsis, with fewer letters before it until it fits."""
-    head = text[:-1]
-    while head and width(head + ELLIPSIS, size) > room:
+def _cut(head: str, face: ImageFont.FreeTypeFont, room: int) -> str:
+    """A text with an ellipsis behind it, and as many letters less as that takes."""
+    while head and width(head + ELLIPSIS, face) > room:
         head = head[:-1].rstrip()
     return head + ELLIPSIS
 
