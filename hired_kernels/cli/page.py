@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,12 @@ def write(content: Content) -> str:
         "footer": content.footer,
         "grid": f"{R} × {C}",
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for name, value in said.items():
-        text = text.replace(f"{{{{{name}}}}}", html.escape(value))
-    text = text.replace("{{photograph}}", _address(photograph))
+    parts = {name: html.escape(value) for name, value in said.items()}
+    parts["photograph"] = _address(photograph)
     # "<" could end the script that holds the data.
-    return text.replace("{{data}}", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+    parts["data"] = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def panels(layout: Layout) -> tuple[Shape, Shape | None]:

@@ -26,7 +26,7 @@ class Step:
     def name(self) -> str:
         """How the budget is said."""
         if isinstance(self.budget, int):
-            return f"{self.budget:,} tokens"
+            return f"{self.budget:,} token{'s' * (self.budget != 1)}"
         return f"{self.budget:.4%}".rstrip("0%").rstrip(".") + " %"
 
 

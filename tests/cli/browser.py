@@ -158,6 +158,6 @@ class Browser:
             self.complaints.append(json.dumps(said["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning"):
             self.complaints.append(json.dumps(said["args"]))
-        elif method == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
+        elif method == "Log.entryAdded" and said["entry"]["level"] == "error":
             self.complaints.append(json.dumps(said["entry"]))
         return message
