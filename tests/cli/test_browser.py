@@ -34,6 +34,7 @@ PIXELS = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    assert not MISSING, f"expected a browser in {FOLDER}: tools/fetch_browser.py"
     found = Browser(tmp_path_factory.mktemp("browser"))
     yield found
     assert found.complaints == []
