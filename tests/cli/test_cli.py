@@ -21,10 +21,29 @@ from PIL import Image
 from saved_models import save
 
 from hired_kernels import backends, cli
-from hired_kernels.cli import card, commands, demo, files, info, loading, picture, question
+from hired_kernels.cli import (
+    card,
+    commands,
+    comparison,
+    demo,
+    files,
+    info,
+    loading,
+    picture,
+    question,
+)
 from hired_kernels.geometry import layout
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Everything is timed once, and asked once."""
+    monkeypatch.setattr(comparison, "_LIMIT", 0.0)
+    monkeypatch.setattr(comparison, "_TOWER_LIMIT", 0.0)
+    monkeypatch.setattr(question, "_LIMIT", 0.0)
+    monkeypatch.setattr(demo, "_QUICK", 0.01)
 
 
 def python(*arguments):
