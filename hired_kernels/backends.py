@@ -91,6 +91,16 @@ def cuda_architectures() -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(build["cuda_archs"]), tuple(build["cuda_ptx"])
 
 
+def _why_no_cuda_code() -> str:
+    from . import _C
+
+    built = _C.build_info().get("cuda_why_none") or "none was asked for"
+    return (
+        f"this build holds no CUDA code ({built}): build it again with nvcc 12.1 or later "
+        "(docs/install.md)"
+    )
+
+
 def _has_code_for(card: int) -> bool:
     """Machine code runs on its major version, from its minor one on; PTX on all that is later."""
     code, ptx = cuda_architectures()
@@ -116,7 +126,7 @@ def _cuda() -> Backend:
     """The row of the CUDA kernels. Asks the driver, so not before somebody wants to know."""
     why = _why_not_native
     if not why and not cuda_architectures()[0] and not cuda_architectures()[1]:
-        why = "this build holds no CUDA code: HIRED_CUDA_ARCHS, with a CUDA compiler, adds it"
+        why = _why_no_cuda_code()
     elif not why and (torch.version.hip or not torch.cuda.is_available()):
         why = "PyTorch sees no NVIDIA GPU"
     elif not why and not any(map(_has_code_for, _cards())):
