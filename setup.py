@@ -71,10 +71,8 @@ def wants_native() -> bool:
     if choice == "0":
         return False
     if find_compiler() is None:
-        looked_for = (
-            f"CXX={named}" if (named := os.environ.get("CXX")) else "c++, g++, clang++, CXX"
-        )
-        why = f"no C++ compiler was found ({looked_for})"
+        named = os.environ.get("CXX")
+        why = f"no C++ compiler was found ({f'CXX={named}' if named else 'c++, g++, clang++, CXX'})"
         if choice == "1":
             raise stop(f"{why}: install one (Debian: g++; Fedora: gcc-c++)")
         print(
