@@ -117,7 +117,7 @@ def check_tools() -> None:
     elif tuple(map(int, importlib.metadata.version("pybind11").split(".")[:2])) < (2, 13):
         missing.append("pybind11 2.13 or later")
     if missing:
-        raise stop(f"missing: {', '.join(missing)}: {TOOLS}, then try again")
+        raise stop(f"it needs {', '.join(missing)}: {TOOLS}, then try again")
 
 
 @functools.cache

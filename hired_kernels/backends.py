@@ -149,7 +149,7 @@ def _in_triton(op: str) -> Callable[..., object]:
 
     def call(*args: object, **kwargs: object) -> object:
         # The first to import Triton.
-        module = importlib.import_module(launcher, "hired_kernels.triton_kernels")
+        module = importlib.import_module(launcher, f"{__package__}.triton_kernels")
         return getattr(module, op)(*args, **kwargs)
 
     return call
