@@ -24,7 +24,7 @@ _TOWERS = ("auto", "large", "small", "tiny")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Raises SystemExit as argparse does."""
-    return terminal.run("hired", lambda: _run(argv))
+    return terminal.run("hired", lambda: _run(argv)) or 0
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -138,12 +138,14 @@ def _as_published(
     init = taken_apart.queries_and_keys(tower, initial, taken_apart.embed(tower, pixels))
     final = taken_apart.queries_and_keys(tower, encoded.layer, encoded.hidden)
     rows, attention = _measured(
-        lambda: tuple(published.attention_rows(*layer, T) for layer in (init, final))
+        lambda: [published.attention_rows(*layer, T) for layer in (init, final)]
     )
     projector, projected = _measured(lambda: vision.projector(hidden[:, 1:]))
     try:
         selection, mask = _measured(
-            lambda: published.kept_mask(*attention, [layout.partitions], [budget], alpha)
+            lambda: published.kept_mask(
+                attention[0], attention[1], [layout.partitions], [budget], alpha
+            )
         )
     except ValueError:
         return _Published(None, rows, None, None, projector)

@@ -35,7 +35,7 @@ def variants(archs: list[int]) -> dict[str, dict[str, object]]:
     if archs:
         names = [f"{arch // 10}.{arch % 10}" for arch in archs]
         cuda = {"type": "cuda", "archs": [*names, f"{names[-1]}+PTX"]}
-        found |= {name: cuda for name in (("cu120", "cu130") if archs[0] < 75 else ("cu130",))}
+        found |= dict.fromkeys(("cu120", "cu130") if archs[0] < 75 else ("cu130",), cuda)
     return found
 
 
