@@ -9,13 +9,18 @@ on a borrowed GPU there is no time to look for a smaller one.
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+# For `benchmarks`. Last, so that the hired_kernels to be tested is the one that is installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 settings.register_profile(
     "hired",
