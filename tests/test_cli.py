@@ -358,9 +358,9 @@ def test_bench_puts_no_file_in_the_place_of_a_pipe(tmp_path, capfd):
 
 
 def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):
-    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "operators").mkdir(parents=True)
     script = "import sys; print(sys.argv[1:]); sys.exit(3)"
-    (tmp_path / "benchmarks" / "bench_select.py").write_text(script)
+    (tmp_path / "benchmarks" / "__main__.py").write_text(script)
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
     assert cli.main(["bench", "--json", "out.json", "--help"]) == 3
-    assert capfd.readouterr().out == "['--json', 'out.json', '--help']\n"
+    assert capfd.readouterr().out == "['operators', '--json', 'out.json', '--help']\n"
