@@ -166,7 +166,7 @@ test-cuda-build: setup
 	$(PYTEST) $(CUDA_BUILD_TESTS)
 
 bench-vllm: setup $(VLLM_BIN)/.installed
-	$(VLLM_BIN)/python benchmarks/bench_vllm.py
+	$(VLLM_BIN)/python benchmarks vllm
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -192,26 +192,26 @@ test-gpu:
 	$(PYTHON) tools/gpu/suites.py
 
 bench:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_gpu.py
+	$(PYTHON) tools/gpu/benchmark.py 295 gpu
 
 gpu-bundle: pascal-compiler
 	$(PYTHON) tools/gpu/bundle.py
 
 bench-cpu: setup
-	$(BIN)/python benchmarks/bench_select.py
-	$(BIN)/python benchmarks/bench_model.py
+	$(BIN)/python benchmarks operators
+	$(BIN)/python benchmarks model
 
 bench-model:
-	$(PYTHON) tools/gpu/benchmark.py 590 bench_model.py --size 7b
+	$(PYTHON) tools/gpu/benchmark.py 590 model --size 7b
 
 bench-load:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_load.py
+	$(PYTHON) tools/gpu/benchmark.py 295 load
 
 evidence: setup
-	$(BIN)/python benchmarks/evidence/evaluate.py
+	$(BIN)/python benchmarks evidence
 
 train-evidence: setup
-	$(BIN)/python benchmarks/evidence/train.py
+	$(BIN)/python benchmarks evidence.train
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

@@ -4,8 +4,8 @@
 `begin` runs it up to the scores: all layers before the selection layer, the one whose output LLaVA
 reads, and of that one the keys and values of all tokens and the query of CLS. `finish` computes
 queries, attention, output projection and MLP of the kept tokens alone; `finish_all` of all, which
-is what a plain forward pass does. Models are served by `models/vision_tower.py`, which calls every module
-whole; here a layer's parts are called past the layer, for a plain tower without wrappers.
+is what a plain forward pass does. Models are served by `models/vision_tower.py`, which calls every
+module whole; here a layer's parts are called past the layer, for a plain tower without wrappers.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from PIL import Image
 from saved_models import save
 
 from hired_kernels import backends, cli
-from hired_kernels.cli import demo, info, loading, picture, question
+from hired_kernels.cli import commands, demo, info, loading, picture, question
 from hired_kernels.geometry import layout
 
 ROOT = Path(__file__).parents[2]
@@ -308,7 +308,7 @@ def test_bad_arguments_are_one_line(arguments, capsys):
 
 @pytest.mark.parametrize("budget", [0.2, 1.0, 0, 1, 500])
 def test_whole_numbers_are_counts(budget):
-    parsed = cli._budget(str(budget))
+    parsed = commands._budget(str(budget))
     assert (parsed, type(parsed)) == (budget, type(budget))
 
 
@@ -322,7 +322,7 @@ def test_the_slow_machine_gets_the_small_tower(monkeypatch):
 
 
 def test_towers_are_the_same_everywhere():
-    assert cli._TOWERS == demo.TOWERS
+    assert commands._TOWERS == demo.TOWERS
 
 
 def test_demo_without_transformers_says_what_to_install():
@@ -339,7 +339,9 @@ sys.exit(main(["demo"]))
 
 
 def test_bench_needs_a_source_checkout(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
+    monkeypatch.setattr(
+        commands, "__file__", str(tmp_path / "hired_kernels" / "cli" / "commands.py")
+    )
     assert cli.main(["bench"]) == 2
     assert "expected a source checkout" in only_line(capsys)
 
@@ -358,9 +360,11 @@ def test_bench_puts_no_file_in_the_place_of_a_pipe(tmp_path, capfd):
 
 
 def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):
-    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "operators").mkdir(parents=True)
     script = "import sys; print(sys.argv[1:]); sys.exit(3)"
-    (tmp_path / "benchmarks" / "bench_select.py").write_text(script)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "hired_kernels" / "cli.py"))
+    (tmp_path / "benchmarks" / "__main__.py").write_text(script)
+    monkeypatch.setattr(
+        commands, "__file__", str(tmp_path / "hired_kernels" / "cli" / "commands.py")
+    )
     assert cli.main(["bench", "--json", "out.json", "--help"]) == 3
-    assert capfd.readouterr().out == "['--json', 'out.json', '--help']\n"
+    assert capfd.readouterr().out == "['operators', '--json', 'out.json', '--help']\n"

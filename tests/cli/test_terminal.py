@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hired_kernels import cli
-from hired_kernels.cli import terminal
+from hired_kernels.cli import commands, terminal
 
 ROOT = Path(__file__).parents[2]
 FULL = Path("/dev/full")
@@ -90,7 +90,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
         print("a line")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_demo", interrupted)
+    monkeypatch.setattr(commands, "_demo", interrupted)
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr() == ("a line\n", "hired: interrupted\n")
 

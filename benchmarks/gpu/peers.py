@@ -19,12 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import baselines
-import timing
 import torch
-from gpu_runs import DEVICE, Burst, Graph, graph_clock, wall_clock
-from inputs import Inputs, Shape
 from torch import Tensor
+
+from ..shared import baselines, timing
+from ..shared.inputs import Inputs, Shape
+from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
 
 CALLS = 10
 Run = Callable[[Any], Any]

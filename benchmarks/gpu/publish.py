@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of a GPU, and a plot, from what bench_gpu.py wrote.
+"""The README's table of a GPU, and a plot, from what `python benchmarks gpu` wrote.
 
-    python benchmarks/publish_gpu.py benchmarks/results/nvidia-h200.json
+    python benchmarks gpu.publish benchmarks/results/nvidia-h200.json
 
 Writes docs/gpu.svg and what stands in README.md between its two `gpu figures` comments. Every
 figure is the file's, with the machine, versions, commit and date it was taken with.
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-import report
+from ..shared import report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- gpu figures -->", "<!-- /gpu figures -->"
 BATCHES = (1, 8, 32)
 Case = dict[str, Any]
@@ -140,7 +140,3 @@ def main() -> None:
     readme.write_text(insert(readme.read_text(), figures(contents, source)))
     (ROOT / "docs" / "gpu.svg").write_text(plot(contents))
     print(f"written: README.md and docs/gpu.svg, from {source}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,8 @@ events on the request's own stream, so that whatever the others hold up counts. 
 costs is its share of the tower's time, and the requests a second that are lost against the same
 tower with the choice made beforehand.
 
-    python benchmarks/bench_load.py                  # CPU, a small tower, about six minutes
-    python benchmarks/bench_load.py --tower large    # CLIP-L/336, float16 on a GPU
+    python benchmarks load                   # CPU, a small tower, about six minutes
+    python benchmarks load --tower large     # CLIP-L/336, float16 on a GPU
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
 from torch import Tensor, nn
 
 import hired_kernels as hired
 from hired_kernels.cli import loading, taken_apart
+
+from ..shared import report
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288
@@ -150,7 +151,7 @@ def show(cases: list[dict[str, Any]]) -> None:
 
 
 def output(device: str, name: str, out: Path | None) -> Path:
-    folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     return out or folder / f"load-{name}-{report.slug(device)}.json"
 
 
@@ -183,7 +184,3 @@ def main() -> int:
     show(cases)
     print(f"written: {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

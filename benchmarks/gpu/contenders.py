@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operators are measured against on a GPU: the published method and PyTorch, at its best.
 
-To the compositions of baselines.py, of which one waits for nothing on a CPU and all wait for the
-device here, this adds one that never waits: it can be captured in a graph, and be compiled.
+To the compositions of shared/baselines.py, of which one waits for nothing on a CPU and all wait for
+the device here, this adds one that never waits: it can be captured in a graph, and be compiled.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import baselines
-import timing
 import torch
-from gpu_runs import DEVICE, Burst, Graph, graph_clock, wall_clock
-from inputs import Inputs, Shape
 from torch import Tensor
 
 import hired_kernels as hired
+
+from ..shared import baselines, timing
+from ..shared.inputs import Inputs, Shape
+from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
 
 CALLS = 5  # of a burst: some take 20 ms
 # torch.compile's modes by the name of an option, and what the contender is called. With graphs of

@@ -5,8 +5,8 @@ Time to the first token, latency and throughput of 64 new tokens, peak memory, a
 and batches, with random weights; the vision tower by itself, with and without its early exit; and
 beside each figure what an ideal run would take on the same machine.
 
-    python benchmarks/bench_model.py                 # tiny, two CPU cores, under a minute
-    python benchmarks/bench_model.py --size 7b       # LLaVA-NeXT-7B's shape, float16, on a GPU
+    python benchmarks model                  # tiny, two CPU cores, under a minute
+    python benchmarks model --size 7b        # LLaVA-NeXT-7B's shape, float16, on a GPU
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import model_contenders as contenders
-import model_roofline as roofline
-import report
 import torch
-from model_contenders import GRID, SIDE_PIXELS, SIZES, TEXT_TOKENS, Job
 from torch import nn
 
 from hired_kernels.models import flops, hired_tower
 from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
+
+from ..shared import report
+from . import contenders, roofline
+from .contenders import GRID, SIDE_PIXELS, SIZES, TEXT_TOKENS, Job
 
 PARTITIONS = 1 + GRID[0] * GRID[1]
 ALL_TOKENS = PARTITIONS * 576
@@ -258,7 +258,7 @@ def parse() -> argparse.Namespace:
     if 1.0 not in options.budgets:
         options.budgets.insert(0, 1.0)  # the stock model's
     name = "cpu" if options.device == "cpu" else report.slug(torch.cuda.get_device_name())
-    results = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
+    results = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     options.out = options.out or results / f"model-{options.size}-{name}.json"
     options.wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     return options
@@ -294,7 +294,3 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, {size.name}, {environment['date']}")
     print_tables(cases, towers)
     print(f"written: {options.out}")
-
-
-if __name__ == "__main__":
-    main()

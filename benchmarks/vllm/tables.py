@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench_vllm.py makes of the requests it timed, and its tables.
+"""What the benchmark makes of the requests it timed, and its tables.
 
-python benchmarks/vllm_tables.py benchmarks/results/vllm-tiny-cpu.json    # in Markdown
+python benchmarks vllm.tables benchmarks/results/vllm-tiny-cpu.json    # in Markdown
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import report
+from ..shared import report
 
 Case = dict[str, Any]
 
@@ -28,7 +28,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def figures(result: dict[str, Any], clients: int, count: int) -> Case:
-    """Of one round of one case, of what `vllm_engine.Engine.load` said."""
+    """Of one round of one case, of what `engine.Engine.load` said."""
     answers, (begin, end), marks = result["answers"], result["window"], result["marks"]
     counted = answers[clients : clients + count]
     tokens = sum(begin < moment <= end for answer in answers for moment in answer.times)
@@ -160,5 +160,5 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]])
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(markdown(json.loads(Path(sys.argv[1]).read_text())["cases"]))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM is given to serve: a folder with configuration, tokenizer and processor, and requests.
 
-Shapes and counts are those of bench_model.py. There are no weights in the folder: `vllm_worker.py`
-draws them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
+Shapes and counts are those of ../model. There are no weights in the folder: `worker.py` draws
+them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
 other half.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from model_contenders import FIRST_WORD, IMAGE_TOKEN, TEXT_TOKENS, Size, configure
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,6 +21,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders
+
+from ..model.contenders import FIRST_WORD, IMAGE_TOKEN, TEXT_TOKENS, Size, configure
 
 TILE, PATCH = 336, 14
 

@@ -17,15 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import baselines
-import inputs
-import report
-import timing
 import torch
-from inputs import Inputs, Shape
 
 import hired_kernels as hired
 from hired_kernels.cli import terminal
+
+from ..shared import baselines, inputs, report, timing
+from ..shared.inputs import Inputs, Shape
 
 OPERATORS = ("select", "select_qk")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -223,12 +221,16 @@ def parse() -> argparse.Namespace:
     if options.quick:
         options.batches, options.seconds = [1], 0.1
     elif options.out is None:
-        options.out = Path(__file__).parent / "results" / "cpu.json"
+        options.out = Path(__file__).parents[1] / "results" / "cpu.json"
     return options
 
 
+def main() -> int | None:
+    return terminal.run("hired bench", run)
+
+
 @torch.inference_mode()
-def main() -> int:
+def run() -> int:
     options = parse()
     torch.set_num_threads(options.threads)
     environment = report.environment()
@@ -262,7 +264,3 @@ def _progress(line: str) -> None:
     """To stderr, which may be full, or closed."""
     with contextlib.suppress(OSError, AttributeError):
         print(line, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run("hired bench", main))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timing import Copy
 from torch import nn
 
 from hired_kernels.models import flops
+
+from ..shared.timing import Copy
 
 # Data sheets: dense float16 operations a second (a P40 has none: float32) and bytes a second.
 PEAKS = {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first figures of a GPU: one call by graph replay, 1, 8 and 32 pictures, within a minute.
 
-    python benchmarks/gpu_first_times.py [--label before] [--out FILE]
+    python benchmarks gpu.first_times [--label before] [--out FILE]
 
 The inputs rotate through several L2s; beside each time stands the bandwidth of a copy of the same
 minute. With --out the figures are added to a JSON file, whose `runs` are of one card: first
-contact lets two builds take turns. bench_gpu.py is the benchmark: results compared, all dtypes and
+contact lets two builds take turns. bench.py is the benchmark: results compared, all dtypes and
 batches, deciles, others beside it.
 """
 
@@ -17,11 +17,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import gpu_runs
-import report
-import timing
 import torch
-from inputs import Shape
+
+from ..shared import report, timing
+from ..shared.inputs import Shape
+from .runs import Graph, calls_of_graph, graph_clock, make_sets, number_of_sets
 
 DTYPES = ("float16", "float32")
 OPERATORS = ("select", "select_qk")
@@ -29,18 +29,18 @@ OPERATORS = ("select", "select_qk")
 
 def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str, Any]:
     total = sum(shape.floor_bytes(operator).values())
-    number = gpu_runs.number_of_sets(shape, operator, total, rotate=4)
-    samples = gpu_runs.make_sets(shape, operator, min(number, 80), seed=0)
+    number = number_of_sets(shape, operator, total, rotate=4)
+    samples = make_sets(shape, operator, min(number, 80), seed=0)
     operate = getattr(torch.ops.hired, operator).default
     rest = shape.grids, shape.budgets, shape.alpha
-    graph = gpu_runs.Graph(
+    graph = Graph(
         lambda sample: operate(*sample, *rest),
         [sample.arguments() for sample in samples],
-        gpu_runs.calls_of_graph(len(samples), total),
+        calls_of_graph(len(samples), total),
     )
     graph()
-    taken = sorted(gpu_runs.graph_clock(graph) / graph.calls for _ in range(runs))
-    copied = copy.bytes / statistics.median(gpu_runs.graph_clock(lambda: copy(0)) for _ in range(5))
+    taken = sorted(graph_clock(graph) / graph.calls for _ in range(runs))
+    copied = copy.bytes / statistics.median(graph_clock(lambda: copy(0)) for _ in range(5))
     median = statistics.median(taken)
     return {
         "operator": operator,
@@ -93,7 +93,3 @@ def main() -> None:
                 if options.out:
                     report.write_json(options.out, {"runs": [*before, run]})
                 torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    main()

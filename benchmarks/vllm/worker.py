@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench_vllm.py adds to vLLM's worker: random weights, and marks around the encoder's steps.
+"""What the benchmark adds to vLLM's worker: random weights, and marks around the encoder's steps.
 
 Importing this registers the load format "random". `Marks` becomes part of the worker
 (`worker_extension_cls`). On a GPU its marks are events on the stream of the step, read when the
