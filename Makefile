@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 # Two processes of one thread: what the smallest machine has. Tests of threads ask for their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # Those that run against every backend.
-TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_attention.py
-SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
-EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py \
-  tests/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
-CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain machine_code deployment backends parity isas,tests/test_$(name).py)
-INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
-SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TARGET_TESTS := $(patsubst %,tests/operators/test_%.py,parity invariants cls_attention)
+SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic)
+EMULATED_TESTS := $(TARGET_TESTS) tests/emulator/test_emulated.py \
+  tests/gpu/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
+CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code deployment symbols) \
+  $(patsubst %,tests/operators/test_%.py,backends parity isas)
+INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operators/test_bad_calls.py
+SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
   test-oldest test-around test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
@@ -138,8 +139,9 @@ $(OLDEST_BIN)/.installed: pyproject.toml
 	HIRED_NATIVE=0 $(OLDEST_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
+# All but what loads saved models, for which that one wants torchvision.
 test-oldest: setup $(OLDEST_BIN)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 $(wildcard tests/test_models_*.py)
+	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 tests/models --ignore tests/models/test_vision_tower.py
 
 # What is used around models, by versions that were tried: adapters, quantisers, DeepSpeed.
 AROUND := transformers==5.24.0 accelerate==1.15.0 peft==0.21.2 torchao==0.18.0
@@ -154,7 +156,7 @@ $(AROUND_BIN)/.installed: pyproject.toml
 	touch $@
 
 test-around: setup $(AROUND_BIN)/.installed
-	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/test_models_adapters.py tests/test_models_deepspeed.py
+	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/models/test_adapters.py tests/models/test_deepspeed.py
 
 # On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
 test-cuda-build: setup
@@ -164,7 +166,7 @@ test-cuda-build: setup
 	$(PYTEST) $(CUDA_BUILD_TESTS)
 
 bench-vllm: setup $(VLLM_BIN)/.installed
-	$(VLLM_BIN)/python benchmarks/bench_vllm.py
+	$(VLLM_BIN)/python benchmarks vllm
 
 $(BIN)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -190,26 +192,26 @@ test-gpu:
 	$(PYTHON) tools/gpu/suites.py
 
 bench:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_gpu.py
+	$(PYTHON) tools/gpu/benchmark.py 295 gpu
 
 gpu-bundle: pascal-compiler
 	$(PYTHON) tools/gpu/bundle.py
 
 bench-cpu: setup
-	$(BIN)/python benchmarks/bench_select.py
-	$(BIN)/python benchmarks/bench_model.py
+	$(BIN)/python benchmarks operators
+	$(BIN)/python benchmarks model
 
 bench-model:
-	$(PYTHON) tools/gpu/benchmark.py 590 bench_model.py --size 7b
+	$(PYTHON) tools/gpu/benchmark.py 590 model --size 7b
 
 bench-load:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_load.py
+	$(PYTHON) tools/gpu/benchmark.py 295 load
 
 evidence: setup
-	$(BIN)/python benchmarks/evidence/evaluate.py
+	$(BIN)/python benchmarks evidence
 
 train-evidence: setup
-	$(BIN)/python benchmarks/evidence/train.py
+	$(BIN)/python benchmarks evidence.train
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

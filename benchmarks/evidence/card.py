@@ -8,20 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
-import evaluate
-import model as small
 import numpy as np
-from pictures import draw_scene, paint
 from PIL import Image
-from questions import KINDS, Question, ask_all
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import report
+from ..shared import report
+from . import evaluate
+from . import model as small
+from .pictures import draw_scene, paint
+from .questions import KINDS, Question, ask_all
 
 HELD_OUT_SEED, HELD_OUT = 99, 400  # pictures that neither training nor evaluate.py sees
 DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right

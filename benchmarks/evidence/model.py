@@ -11,8 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pictures import PATCH, SIDE, TILE
-from questions import WORDS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -27,6 +25,9 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
+
+from .pictures import PATCH, SIDE, TILE
+from .questions import WORDS
 
 D, HEADS, LAYERS = 128, 4, 5
 TEXT_D, TEXT_LAYERS = 128, 3

@@ -7,18 +7,16 @@ Intervals are 95 %: 1.96 standard errors over pictures, whose four questions are
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from questions import KINDS
+
+from ..shared import report
+from .questions import KINDS
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import report  # noqa: E402
-
 PAGE, PLOT = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.svg"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 SHAPES_OF_PICTURES = {

@@ -43,7 +43,7 @@ for d in m.distributions():
 
 def probe(name: str, limit: float, folder: Path, *arguments: str) -> Stage:
     own = str(limit * PATIENCE - 2)  # so that it can say where it hangs
-    command = [sys.executable, str(ROOT / "tests" / "gpu_probe.py"), "--limit", own]
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "gpu_probe.py"), "--limit", own]
     command += ["--calls", CALLS, *arguments]
     return Stage(name, limit, command, package.environment(folder), folder)
 
@@ -62,9 +62,9 @@ def times(run: Run, release: Path, before: Path | None) -> None:
         builds.append(("before", before, package.manifest().get("before", "")))
     results = out() / "first-contact.json"
     results.unlink(missing_ok=True)
-    script = ROOT / "benchmarks" / "gpu_first_times.py"
+    script = [sys.executable, str(ROOT / "benchmarks"), "gpu.first_times"]
     for label, folder, commit in builds * (2 if before is not None else 1):
-        command = [sys.executable, str(script), "--label", label, "--out", str(results)]
+        command = [*script, "--label", label, "--out", str(results)]
         command += os.environ.get("HIRED_FIRST_TIMES", "").split()
         variables = package.environment(folder, HIRED_COMMIT=commit)
         run.one(Stage(f"times: {label}", 45, command, variables, folder))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM is given to serve: a folder with configuration, tokenizer and processor, and requests.
+
+Shapes and counts are those of ../model. There are no weights in the folder: `worker.py` draws
+them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
+other half.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlavaNextConfig, LlavaNextProcessor, PreTrainedTokenizerFast
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+
+from hired_kernels.models.accounting import Anatomy, Settings, placeholders
+
+from ..model.contenders import FIRST_WORD, IMAGE_TOKEN, TEXT_TOKENS, Size, configure
+
+TILE, PATCH = 336, 14
+
+
+def save(size: Size, folder: Path) -> LlavaNextConfig:
+    """Write the folder; returns the configuration."""
+    config = configure(size)
+    config.architectures = ["LlavaNextForConditionalGeneration"]
+    config.save_pretrained(folder)
+    words = [
+        "<unk>",
+        "<image>",
+        *(f"w{i}" for i in range(FIRST_WORD, config.text_config.vocab_size)),
+    ]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    splitter.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=splitter,
+        unk_token="<unk>",
+        pad_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )
+    LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return config
+
+
+def prompt() -> str:
+    """TEXT_TOKENS words around one picture."""
+    words = [f"w{i % 7 + FIRST_WORD}" for i in range(TEXT_TOKENS)]
+    half = TEXT_TOKENS // 2
+    return " ".join([*words[:half], "<image>", *words[half:]])
+
+
+def prompt_tokens(config: LlavaNextConfig, budget: float | None, side: int) -> int:
+    """Of a request, by the accounting; the stock model, without a budget, has newlines too."""
+    anatomy = Anatomy.of(config)
+    settings = Settings(1.0, newlines=True) if budget is None else Settings(budget)
+    return TEXT_TOKENS + placeholders(settings, anatomy, side, side)
+
+
+def picture(side: int, seed: int) -> Image.Image:
+    """A square of coarse noise, another for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST)
+
+
+__all__ = ["IMAGE_TOKEN", "picture", "prompt", "prompt_tokens", "save"]
