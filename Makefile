@@ -36,7 +36,7 @@ help:
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make gpu-bundle     builds for a machine with a GPU, made beforehand: build/gpu-bundle"
-	@echo "make lint           ruff, clang-format"
+	@echo "make lint           ruff, mypy, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
@@ -168,14 +168,15 @@ test-cuda-build: setup
 bench-vllm: setup $(VLLM_BIN)/.installed
 	$(VLLM_BIN)/python benchmarks vllm
 
-$(BIN)/.lint: Makefile
+$(BIN)/.lint: Makefile $(BIN)/.dependencies
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5
+	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5 mypy==2.4.0
 	touch $@
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(BIN)/.lint
