@@ -214,7 +214,7 @@ def cmake_lines(plan: Plan) -> list[str]:
     are of one CUDA version: nvcc's, or where the other compiler has a part in it, 12.9, which also
     runs under the older drivers that Pascal cards have."""
     if not plan.archs:
-        summary = f"code for the CPU alone, without CUDA: {plan.why_none}"
+        summary = f"CPU only, without CUDA: {plan.why_none}"
         return [
             *(f"set({name})" for name in NOTHING),
             f'set(HIRED_CUDA_WHY_NONE "{plan.why_none}")',
@@ -239,7 +239,7 @@ def cmake_lines(plan: Plan) -> list[str]:
     }
     built = ", ".join(f"sm_{arch}" for arch in plan.archs)
     built += "".join(f", PTX of compute_{arch}" for arch in plan.ptx)
-    summary = f"code for the CPU, CUDA code for {built}: {', '.join(names)}"
+    summary = f"CPU, and CUDA code for {built}: {', '.join(names)}"
     return [
         *(f'set({name} "{value}")' for name, value in values.items()),
         'set(HIRED_CUDA_WHY_NONE "")',
