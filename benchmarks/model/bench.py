@@ -29,8 +29,9 @@ from hired_kernels.models import flops, hired_tower
 from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
 
 from ..shared import report
+from ..shared.llava_next import GRID, IMAGE_TOKEN, SIDE_PIXELS, SIZES, TEXT_TOKENS
 from . import contenders, roofline
-from .contenders import GRID, SIDE_PIXELS, SIZES, TEXT_TOKENS, Job
+from .contenders import Job
 
 PARTITIONS = 1 + GRID[0] * GRID[1]
 ALL_TOKENS = PARTITIONS * 576
@@ -51,7 +52,7 @@ def check(model: nn.Module, job: Job) -> None:
     features = model.model.multi_modal_projector(tokens)
     ids = job.prompt(len(features) // len(job.pixels))
     embeds = model.get_input_embeddings()(ids)
-    embeds[ids == contenders.IMAGE_TOKEN] = features
+    embeds[ids == IMAGE_TOKEN] = features
     expected = model(inputs_embeds=embeds, logits_to_keep=1).logits[:, -1]
     epsilon = torch.finfo(logits.dtype).eps
     worst = (logits - expected).abs().max() / expected.abs().max()

@@ -135,7 +135,7 @@ def _require(condition: object, otherwise: str) -> None:
 
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """All cases, and the KV cache that every engine had."""
-    from ..model.contenders import SIZES
+    from ..shared.llava_next import SIZES
     from . import served, tables
 
     with tempfile.TemporaryDirectory() as folder:

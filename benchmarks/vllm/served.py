@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM is given to serve: a folder with configuration, tokenizer and processor, and requests.
 
-Shapes and counts are those of ../model. There are no weights in the folder: `worker.py` draws
-them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
+Shapes and counts are those of shared/llava_next.py. There are no weights in the folder: `worker.py`
+draws them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
 other half.
 """
 
@@ -22,7 +22,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders
 
-from ..model.contenders import FIRST_WORD, IMAGE_TOKEN, TEXT_TOKENS, Size, configure
+from ..shared.llava_next import FIRST_WORD, TEXT_TOKENS, Size, configure
 
 TILE, PATCH = 336, 14
 
@@ -79,6 +79,3 @@ def picture(side: int, seed: int) -> Image.Image:
     """A square of coarse noise, another for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST)
-
-
-__all__ = ["IMAGE_TOKEN", "picture", "prompt", "prompt_tokens", "save"]
