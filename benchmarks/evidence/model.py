@@ -26,13 +26,14 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
+from ..shared.report import ROOT
 from .pictures import PATCH, SIDE, TILE
 from .questions import WORDS
 
 D, HEADS, LAYERS = 128, 4, 5
 TEXT_D, TEXT_LAYERS = 128, 3
 PINPOINTS = [[rows * TILE, cols * TILE] for rows, cols in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-CHECKPOINT = Path(__file__).parents[2] / "hired_kernels" / "data" / "evidence"
+CHECKPOINT = ROOT / "hired_kernels" / "data" / "evidence"
 
 
 def build(seed: int) -> LlavaNextForConditionalGeneration:

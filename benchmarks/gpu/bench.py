@@ -9,12 +9,10 @@ taken. benchmarks/README.md says how; nothing here asserts how fast anything is.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ import torch
 import hired_kernels as hired
 from hired_kernels import backends
 
-from ..shared import report, timing
+from ..shared import command, report, timing
 from ..shared.inputs import Inputs, Shape
 from . import contenders, peers, runs, tables
 from .runs import Burst, Graph
@@ -197,15 +195,8 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
     return case
 
 
-def output(options: Any, gpu: str) -> Path | None:
-    if options.out or options.quick:
-        return options.out
-    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    return folder / f"{report.slug(gpu)}.json"
-
-
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="float16, batch 1 and 32; prints only")
     add("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
@@ -223,7 +214,7 @@ def parse() -> argparse.Namespace:
         help="torch.compile's contender (default: %(default)s; autotune takes minutes)",
     )
     add("--seed", type=int, default=0)
-    add("--out", type=Path, help="default: $OUT or benchmarks/results, <gpu>.json")
+    command.add_out(parser, "<gpu>.json")
     options = parser.parse_args()
     options.dtypes = options.dtypes or (["float16"] if options.quick else list(DTYPES))
     options.batches = options.batches or ([1, 32] if options.quick else list(BATCHES))
@@ -240,18 +231,20 @@ def main() -> int:
         print(f"benchmarks gpu: only the reference serves this GPU: {why}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    environment = {**report.environment("cuda"), **report.gpu()}
+    environment = report.environment("cuda")
     method = {name: getattr(options, name) for name in ("seconds", "rotate", "seed")}
     copy = timing.Copy(COPY_MEGABYTES, "cuda")
     contents = {"environment": environment, "method": {**method, "copy_bytes": copy.bytes}}
-    path, cases = output(options, environment["gpu"]), []
+    path, cases = options.out, []
+    if not path and not options.quick:
+        path = report.default_path(environment)
     for step in plan(options):
         shape, what = step.shape, "others" if step.beside else step.policy
         dtype = str(shape.dtype).removeprefix("torch.")
-        print(
+        command.progress(
             f"{time.monotonic() - start:5.1f} s: {step.operator} {dtype}, batch {shape.B}, "
-            f"{shape.rate:.0%}, {what}", file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{shape.rate:.0%}, {what}"
+        )
         late = time.monotonic() - start > options.limit
         if late:
             contents["left_out"] = f"what was left after {options.limit:g} s"
@@ -264,10 +257,8 @@ def main() -> int:
             report.write_json(path, {**contents, "cases": cases})
         if late:
             break
-    print(
-        f"{environment['gpu']}, driver {environment['driver']}, torch {torch.__version__}, "
-        f"commit {environment['commit']}, {environment['date']}"
-    )
+    versions = f"driver {environment['driver']}", f"torch {environment['torch']}"
+    print(report.headline(environment, *versions, f"commit {environment['commit']}"))
     tables.show(cases)
     if "left_out" in contents:
         print(f"left out: {contents['left_out']}")

@@ -7,7 +7,6 @@ the device here, this adds one that never waits: it can be captured in a graph, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 import hired_kernels as hired
 
 from ..shared import baselines, timing
+from ..shared.command import progress
 from ..shared.inputs import Inputs, Shape
 from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
 
@@ -94,7 +94,7 @@ def measure(
         expected[policy] = hired.ops.Selection(*raw(*arguments, policy=policy)).compact().tokens
     results: dict[str, dict[str, Any]] = {}
     for name, (policy, capturable, run) in contenders(shape, operator, compiled).items():
-        print(f"  {name} ...", file=sys.stderr, flush=True)
+        progress(f"  {name} ...")
         try:
             if not torch.equal(run(samples[0])[0], expected[policy]):
                 results[name] = {"failed": "not the operator's tokens"}

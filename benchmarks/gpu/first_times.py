@@ -11,7 +11,6 @@ batches, deciles, others beside it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..shared import report, timing
+from ..shared import command, report, timing
 from ..shared.inputs import Shape
 from .runs import Graph, calls_of_graph, graph_clock, make_sets, number_of_sets
 
@@ -57,7 +56,7 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--label", default="release", help="of the build (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
@@ -71,7 +70,7 @@ def main() -> None:
         copy(0)
     run: dict[str, Any] = {
         "label": options.label,
-        "environment": {**report.environment("cuda"), **report.gpu()},
+        "environment": report.environment("cuda"),
         "cases": [],
     }
     there = options.out is not None and options.out.exists()

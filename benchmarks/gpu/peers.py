@@ -14,7 +14,6 @@ stage computes is checked before it is timed; a peer that is not installed, or f
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..shared import baselines, timing
+from ..shared.command import progress
 from ..shared.inputs import Inputs, Shape
 from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
 
@@ -156,7 +156,7 @@ def measure(
     for name, peer in PEERS.items():
         if peer.operator != operator:
             continue
-        print(f"  {name} ...", file=sys.stderr, flush=True)
+        progress(f"  {name} ...")
         found = results[name] = {"stage": peer.stage}
         try:
             module = importlib.import_module(peer.module)

@@ -13,15 +13,11 @@ tower with the choice made beforehand.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +26,7 @@ from torch import Tensor, nn
 import hired_kernels as hired
 from hired_kernels.models import loading, taken_apart
 
-from ..shared import report
+from ..shared import command, report
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288
@@ -150,19 +146,14 @@ def show(cases: list[dict[str, Any]]) -> None:
     print(f"aim: at most {AIM:.0%} of the tower's time; here {worst:.2%} at the most")
 
 
-def output(device: str, name: str, out: Path | None) -> Path:
-    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    return out or folder / f"load-{name}-{report.slug(device)}.json"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
     add("--tower", choices=loading.TOWERS, default="large" if cuda else "small")
     add("--concurrent", nargs="+", type=int, default=list(CONCURRENT))
     add("--seconds", type=float, default=10, help="of each number (default: %(default)s)")
-    add("--out", type=Path, help="default: $OUT or benchmarks/results, load-<tower>-<device>.json")
+    command.add_out(parser, "load-<tower>-<device>.json")
     options = parser.parse_args()
     device, dtype = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
     if not cuda:
@@ -173,11 +164,11 @@ def main() -> int:
     pixels = pixels.to(device, dtype)
     cases: list[dict[str, Any]] = []
     for concurrent in options.concurrent:
-        print(f"{concurrent} at a time ...", file=sys.stderr, flush=True)
+        command.progress(f"{concurrent} at a time ...")
         cases.append(run_case(tower, pixels, concurrent, options.seconds))
-    environment = report.environment(device) | (report.gpu() if cuda else {})
+    environment = report.environment(device)
     name = environment.get("gpu", device)
-    path = output(name, options.tower, options.out)
+    path = options.out or report.default_path(environment, "load", options.tower)
     shape = {"tower": options.tower, "dtype": str(dtype), "partitions": PARTITIONS, "K": BUDGET}
     report.write_json(path, {"environment": environment, "shape": shape, "cases": cases})
     print(f"{options.tower} tower on {name}, {environment['date']}, commit {environment['commit']}")

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import hired_kernels as hired
 from hired_kernels import terminal
 
 from ..shared import baselines, inputs, report, timing
+from ..shared.command import progress
 from ..shared.inputs import Inputs, Shape
 
 OPERATORS = ("select", "select_qk")
@@ -221,7 +221,7 @@ def parse() -> argparse.Namespace:
     if options.quick:
         options.batches, options.seconds = [1], 0.1
     elif options.out is None:
-        options.out = Path(__file__).parents[1] / "results" / "cpu.json"
+        options.out = report.RESULTS / "cpu.json"
     return options
 
 
@@ -236,13 +236,13 @@ def run() -> int:
     environment = report.environment()
     if environment["load_average"] > 0.2 * (os.cpu_count() or 1):
         load = environment["load_average"]
-        _progress(f"note: load average {load:.1f}: other work will show")
+        progress(f"note: load average {load:.1f}: other work will show")
     copy = timing.Copy(COPY_MEGABYTES)
     cases = []
     for operator in options.operators:
         for dtype in options.dtypes:
             for B in options.batches:
-                _progress(f"{operator} {dtype}, batch {B} ...")
+                progress(f"{operator} {dtype}, batch {B} ...")
                 cases.append(run_case(Shape(B, DTYPES[dtype]), operator, copy, options))
     if options.out:
         method = {name: getattr(options, name) for name in ("seconds", "rotate", "sets", "seed")}
@@ -258,9 +258,3 @@ def run() -> int:
     if options.out:
         print(f"written: {options.out}")
     return 0
-
-
-def _progress(line: str) -> None:
-    """To stderr, which may be full, or closed."""
-    with contextlib.suppress(OSError, AttributeError):
-        print(line, file=sys.stderr, flush=True)
