@@ -21,11 +21,10 @@ import hired_kernels as hired
 from hired_kernels import backends
 
 from ..shared import command, report, timing
-from ..shared.inputs import Inputs, Shape
+from ..shared.inputs import OPERATORS, Inputs, Shape
 from . import contenders, peers, runs, tables
 from .runs import Burst, Graph
 
-OPERATORS = ("select", "select_qk")
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
@@ -74,14 +73,10 @@ def plan(options: Any) -> Iterator[Step]:
     yield from steps([first, *others], rest)
 
 
-def arguments_of(shape: Shape) -> tuple[list[int], list[int], float]:
-    return shape.grids, shape.budgets, shape.alpha
-
-
 def disagreement(shape: Shape, operator: str, policy: str, sample: Inputs) -> str:
     """Which output is not the CPU's, or an empty string."""
     raw = getattr(torch.ops.hired, operator).default
-    tensors, integers = sample.arguments(), arguments_of(shape)
+    tensors, integers = sample.arguments(), shape.arguments
     on_gpu = raw(*tensors, *integers, policy=policy)
     on_cpu = raw(*(tensor.cpu() for tensor in tensors), *integers, policy=policy)
     names = ("tokens", "indices", "counts")
@@ -111,19 +106,18 @@ def in_triton(
         taken |= measure(runs.wall_clock, eager=burst)
         taken |= measure(runs.enqueue_clock, host=burst)
     except Exception as error:  # whatever a compiler may throw: the run goes on without it
-        return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0][:200]}
+        return {"failed": runs.reason(error)}
     return {"timings": {name: value.as_json() for name, value in taken.items()}}
 
 
 def case_of(step: Step) -> dict[str, Any]:
     """What of a case is known beforehand, as it goes into the JSON file."""
     shape, floor = step.shape, step.shape.floor_bytes(step.operator)
-    dimensions = ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
     return {
         "operator": step.operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
+        "dtype": shape.dtype_name,
         "policy": step.policy,
-        "shape": {name: getattr(shape, name) for name in dimensions},
+        "shape": shape.sizes(),
         "bytes": {**floor, "all": sum(floor.values())},
     }
 
@@ -154,7 +148,7 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
         return {**case, "wrong": f"{wrong}: not the CPU's"}
 
     raw, face = getattr(torch.ops.hired, operator).default, getattr(hired, operator)
-    integers, pairs = arguments_of(shape), [(shape.R, shape.C)] * shape.B
+    integers, pairs = shape.arguments, [(shape.R, shape.C)] * shape.B
     named = {"grids": pairs, "budget": shape.rate, "alpha": shape.alpha, "policy": policy}
 
     def operate(tensors: tuple) -> tuple:
@@ -240,10 +234,9 @@ def main() -> int:
         path = report.default_path(environment)
     for step in plan(options):
         shape, what = step.shape, "others" if step.beside else step.policy
-        dtype = str(shape.dtype).removeprefix("torch.")
         command.progress(
-            f"{time.monotonic() - start:5.1f} s: {step.operator} {dtype}, batch {shape.B}, "
-            f"{shape.rate:.0%}, {what}"
+            f"{time.monotonic() - start:5.1f} s: {step.operator} {shape.dtype_name}, "
+            f"batch {shape.B}, {shape.rate:.0%}, {what}"
         )
         late = time.monotonic() - start > options.limit
         if late:

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 
 from ..shared import command, report, timing
-from ..shared.inputs import Shape
+from ..shared.inputs import OPERATORS, Shape
 from .runs import Graph, calls_of_graph, graph_clock, make_sets, number_of_sets
 
 DTYPES = ("float16", "float32")
-OPERATORS = ("select", "select_qk")
 
 
 def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str, Any]:
@@ -31,9 +30,8 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
     number = number_of_sets(shape, operator, total, rotate=4)
     samples = make_sets(shape, operator, min(number, 80), seed=0)
     operate = getattr(torch.ops.hired, operator).default
-    rest = shape.grids, shape.budgets, shape.alpha
     graph = Graph(
-        lambda sample: operate(*sample, *rest),
+        lambda sample: operate(*sample, *shape.arguments),
         [sample.arguments() for sample in samples],
         calls_of_graph(len(samples), total),
     )
@@ -43,7 +41,7 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
     median = statistics.median(taken)
     return {
         "operator": operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
+        "dtype": shape.dtype_name,
         "B": shape.B,
         "T": shape.T,
         "median_us": round(median * 1e6, 2),

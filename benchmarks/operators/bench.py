@@ -23,9 +23,8 @@ from hired_kernels import terminal
 
 from ..shared import baselines, inputs, report, timing
 from ..shared.command import progress
-from ..shared.inputs import Inputs, Shape
+from ..shared.inputs import OPERATORS, Inputs, Shape
 
-OPERATORS = ("select", "select_qk")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COPY_MEGABYTES = 256
 # Speed-ups over (a) and (b), and the ratio to (c), aimed at for one picture in float32, two cores.
@@ -38,11 +37,10 @@ def contenders(shape: Shape, operator: str) -> dict[str, tuple[str, Callable[[In
     raw = getattr(torch.ops.hired, operator).default
     pairs = [(shape.R, shape.C)] * shape.B
     options = {"grids": pairs, "budget": shape.rate, "alpha": shape.alpha}
-    flat = shape.grids, shape.budgets, shape.alpha
     compositions = baselines.compositions(shape, operator)
     return {
         "hired": ("exact", lambda x: face(*x.arguments(), **options)),
-        "torch.ops.hired": ("exact", lambda x: raw(*x.arguments(), *flat)),
+        "torch.ops.hired": ("exact", lambda x: raw(*x.arguments(), *shape.arguments)),
         "hired, published": (
             "published",
             lambda x: face(*x.arguments(), **options, policy="published"),
@@ -54,13 +52,7 @@ def contenders(shape: Shape, operator: str) -> dict[str, tuple[str, Callable[[In
 
 def disagreements(shape: Shape, operator: str, sample: Inputs) -> list[str]:
     """Contenders that do not give the operator's tokens."""
-    raw = getattr(torch.ops.hired, operator).default
-    expected = {}
-    for policy in ("exact", "published"):
-        arguments = *sample.arguments(), shape.grids, shape.budgets, shape.alpha
-        kept = hired.ops.Selection(*raw(*arguments, policy=policy))
-        expected[policy] = kept.compact().tokens
-    wrong = []
+    expected, wrong = baselines.operators_tokens(shape, operator, sample), []
     for name, (policy, run) in contenders(shape, operator).items():
         result = run(sample)
         tokens = result.compact().tokens if isinstance(result, hired.Selection) else result[0]
@@ -90,11 +82,8 @@ def run_case(shape: Shape, operator: str, copy: timing.Copy, options: Any) -> di
     bandwidth = copy.bytes / timings["copy"].median
     return {
         "operator": operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        "shape": {
-            name: getattr(shape, name)
-            for name in ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
-        },
+        "dtype": shape.dtype_name,
+        "shape": shape.sizes(),
         "bytes": {**floor, "all": sum(floor.values())},
         "input_sets": {"number": sets, "bytes_read": sets * touched},
         "malloc_keeps_freed_memory": kept,
