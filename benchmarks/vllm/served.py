@@ -12,16 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlavaNextConfig, LlavaNextProcessor, PreTrainedTokenizerFast
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
+from transformers import LlavaNextConfig
 
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders
 
+from ..shared import processor
 from ..shared.llava_next import FIRST_WORD, TEXT_TOKENS, Size, configure
 
 TILE, PATCH = 336, 14
@@ -37,27 +32,8 @@ def save(size: Size, folder: Path) -> LlavaNextConfig:
         "<image>",
         *(f"w{i}" for i in range(FIRST_WORD, config.text_config.vocab_size)),
     ]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    splitter.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=splitter,
-        unk_token="<unk>",
-        pad_token="<unk>",
-        additional_special_tokens=["<image>"],
-    )
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=config.image_grid_pinpoints,
-    )
-    LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ).save_pretrained(folder)
+    pinpoints = config.image_grid_pinpoints
+    processor.build(words, TILE, PATCH, pinpoints, pad_token="<unk>").save_pretrained(folder)
     return config
 
 
