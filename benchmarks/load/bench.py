@@ -27,6 +27,7 @@ import hired_kernels as hired
 from hired_kernels.models import loading, taken_apart
 
 from ..shared import command, report
+from ..shared.marks import elapsed, mark
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288
@@ -42,9 +43,7 @@ class Request:
     def seconds(self) -> tuple[float, float]:
         """Of the tower, selection included, and of selection."""
         begin, selecting, selected, end = self.marks
-        if isinstance(begin, float):
-            return end - begin, selected - selecting
-        return begin.elapsed_time(end) * 1e-3, selecting.elapsed_time(selected) * 1e-3
+        return elapsed(begin, end), elapsed(selecting, selected)
 
 
 class Worker:
@@ -57,24 +56,18 @@ class Worker:
     def on_stream(self) -> AbstractContextManager:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def mark(self) -> Any:
-        if self.stream is None:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self.stream)
-        return event
-
     @torch.inference_mode()
     def request(self, chosen: hired.Selection | None) -> Request:
         """One picture, with tokens chosen here, or beforehand."""
+        gpu = self.stream is not None
         with self.on_stream():
-            marks = [self.mark()]
+            marks = [mark(gpu)]
             encoded = taken_apart.begin(self.tower, self.pixels, full_images=[0])
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             kept = chosen or select(encoded)
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             taken_apart.finish(self.tower, encoded, kept, MOST)
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             if self.stream:
                 self.stream.synchronize()
         return Request(marks)
