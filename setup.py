@@ -135,9 +135,10 @@ def torch_folder() -> Path:
             break
     else:
         raise stop(
-            "PyTorch 2.10 or later has to be installed before: pip install torch (without a GPU "
-            "its CPU build: pytorch.org has the line), then try again. Where it is installed, "
-            f"--no-build-isolation shows it: {TOOLS} first. HIRED_NATIVE=0 builds without it"
+            "it needs PyTorch 2.10 or later, and none was found: pip install torch (without a GPU "
+            "its CPU build: pytorch.org has the line), then try again. If it is installed: "
+            f"{TOOLS}, then try again with --no-build-isolation. Without native code: "
+            "HIRED_NATIVE=0"
         )
     folder = Path(origin).parent
     version = re.search(r"__version__ = '(\d+)\.(\d+)", (folder / "version.py").read_text())

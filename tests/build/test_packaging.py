@@ -123,7 +123,8 @@ def test_setuptools_missing_is_one_line() -> None:
 def test_no_pytorch_is_said_before_anything_is_fetched(source: Source) -> None:
     source.program("python", "exit 0")  # and prints no folder
     said = source.metadata()
-    assert "PyTorch 2.10 or later has to be installed before: pip install torch" in said
+    assert "needs PyTorch 2.10 or later, and none was found: pip install torch" in said
+    assert "cmake ninja pybind11, then try again with --no-build-isolation" in said
     assert len(said.strip().splitlines()) == 1
 
 
