@@ -37,7 +37,7 @@ help:
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make gpu-bundle     builds for a machine with a GPU, made beforehand: build/gpu-bundle"
-	@echo "make lint           ruff, clang-format"
+	@echo "make lint           ruff, mypy, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
@@ -172,16 +172,17 @@ test-cuda-build: setup
 	$(PYTEST) $(CUDA_BUILD_TESTS)
 
 bench-vllm: setup $(VLLM_BIN)/.installed
-	$(VLLM_BIN)/python benchmarks/bench_vllm.py
+	$(VLLM_BIN)/python benchmarks vllm
 
-$(BIN)/.lint: Makefile
+$(BIN)/.lint: Makefile $(BIN)/.dependencies
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5
+	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5 mypy==2.4.0
 	touch $@
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(BIN)/.lint
@@ -198,26 +199,26 @@ test-gpu:
 	$(PYTHON) tools/gpu/suites.py
 
 bench:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_gpu.py
+	$(PYTHON) tools/gpu/benchmark.py 295 gpu
 
 gpu-bundle: pascal-compiler
 	$(PYTHON) tools/gpu/bundle.py
 
 bench-cpu: setup
-	$(BIN)/python benchmarks/bench_select.py
-	$(BIN)/python benchmarks/bench_model.py
+	$(BIN)/python benchmarks operators
+	$(BIN)/python benchmarks model
 
 bench-model:
-	$(PYTHON) tools/gpu/benchmark.py 590 bench_model.py --size 7b
+	$(PYTHON) tools/gpu/benchmark.py 590 model --size 7b
 
 bench-load:
-	$(PYTHON) tools/gpu/benchmark.py 295 bench_load.py
+	$(PYTHON) tools/gpu/benchmark.py 295 load
 
 evidence: setup
-	$(BIN)/python benchmarks/evidence/evaluate.py
+	$(BIN)/python benchmarks evidence
 
 train-evidence: setup
-	$(BIN)/python benchmarks/evidence/train.py
+	$(BIN)/python benchmarks evidence.train
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

@@ -13,13 +13,18 @@ the rooms, as pytest without packages wants them, and programs find this folder 
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+# For `benchmarks`. Last, so that the hired_kernels to be tested is the one that is installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 settings.register_profile(
     "hired",

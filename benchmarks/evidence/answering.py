@@ -16,15 +16,16 @@ from functools import cache
 
 import numpy as np
 import torch
-from pictures import SIDE, Scene, draw_scene, draw_size, paint
-from questions import ANSWERS, KINDS, WORDS, Question, ask
-from seeing import placed
-from tiles import layout_of, partitions
 from torch import Tensor, nn
 from torch.nn import functional
 
 import hired_kernels
 from hired_kernels.cli import taken_apart
+
+from .pictures import SIDE, Scene, draw_scene, draw_size, paint
+from .questions import ANSWERS, KINDS, WORDS, Question, ask
+from .seeing import placed
+from .tiles import layout_of, partitions
 
 _LENGTH = 9  # words of the longest question
 _PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")

@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
-import evaluate
-import model as small
 import numpy as np
-from pictures import draw_scene, paint
 from PIL import Image
-from questions import KINDS, Question, ask_all
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import report
+from ..shared import report
+from . import evaluate
+from . import model as small
+from .pictures import draw_scene, paint
+from .questions import KINDS, Question, ask_all
 
 HELD_OUT_SEED, HELD_OUT = 99, 400  # pictures that neither training nor evaluate.py sees
 DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right
@@ -49,12 +45,12 @@ def write(model: nn.Module, options: argparse.Namespace, minutes: float) -> None
         "accuracy": accuracy(small.load(options.out)),
         "held_out_pictures": HELD_OUT,
     }
-    (options.out / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
+    report.write_json(options.out / "card.json", facts, indent=1)
     (options.out / "README.md").write_text(text(facts))
     picture, questions = demo_picture()
     Image.fromarray(picture).save(options.out / "scene.png", optimize=True)
     asked = [{"text": question.text, "answer": question.answer} for question in questions]
-    (options.out / "scene.json").write_text(json.dumps(asked, indent=1) + "\n")
+    report.write_json(options.out / "scene.json", asked, indent=1)
     print(text(facts))
 
 

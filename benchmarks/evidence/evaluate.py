@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against budget: which way of choosing K tokens answers most questions right.
 
-    python benchmarks/evidence/evaluate.py            # five minutes on two cores; docs/evidence.*
-    python benchmarks/evidence/evaluate.py --quick    # a few pictures; prints only
+    python benchmarks evidence            # five minutes on two cores; docs/evidence.*
+    python benchmarks evidence --quick    # a few pictures; prints only
 
 Pictures and questions come from seeds that training does not use. The tower runs once a picture;
 every contender's tokens then go through the same projector and language model.
@@ -10,7 +10,6 @@ every contender's tokens then go through the same projector and language model.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,17 +18,19 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import answering
-import contenders as field
-import model as small
 import numpy as np
 import torch
-from contenders import CONTENDERS
-from pictures import SIZES, Scene, draw_scene, paint
-from questions import KINDS, WORDS, ask
-from tables import write
-from tiles import layout_of, partitions
 from tqdm import tqdm
+
+from ..shared import command
+from . import answering
+from . import contenders as field
+from . import model as small
+from .contenders import CONTENDERS
+from .pictures import SIZES, Scene, draw_scene, paint
+from .questions import KINDS, WORDS, ask
+from .tables import write
+from .tiles import layout_of, partitions
 
 BUDGETS = (1.0, 0.6, 0.4, 0.2, 0.1, 0.05)
 # The published code cannot divide 64 tokens among three sub-images: no pictures of that size here.
@@ -115,7 +116,7 @@ def _loaded(folder: Path) -> torch.nn.Module:
 
 def main() -> None:
     """Evaluate, and write docs/evidence.md, its plot, and the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--model", type=Path, default=small.CHECKPOINT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=200, help="of a seed, four questions each")
@@ -129,7 +130,3 @@ def main() -> None:
         bar = tqdm(found, desc="pictures", unit="batch", total=len(batches))
         cases = [case for batch in bar for case in batch]
     write(cases, quick=options.quick)
-
-
-if __name__ == "__main__":
-    main()

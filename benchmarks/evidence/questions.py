@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pictures import COLOURS, SHAPES, Scene
+
+from .pictures import COLOURS, SHAPES, Scene
 
 KINDS = ("digit", "colour", "shape", "count")
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<image>")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pictures import COLOURS, SHAPES, SIDE, Scene, draw_scene, draw_size, paint
-from tiles import layout_of, partitions
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .pictures import COLOURS, SHAPES, SIDE, Scene, draw_scene, draw_size, paint
+from .tiles import layout_of, partitions
 
 LOOKS = len(SHAPES) * len(COLOURS)
 NOTHING = LOOKS + 10  # what a patch shows: a look, a digit, or nothing

@@ -11,12 +11,13 @@ from functools import cache
 
 import numpy as np
 import torch
-from pictures import PATCH, TILE
 from torch import Tensor
 from torch.nn import functional
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hired_kernels import geometry
+
+from .pictures import PATCH, TILE
 
 
 @cache

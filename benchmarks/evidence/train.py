@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the model of the evidence: the tower first, then the whole of it.
 
-    python benchmarks/evidence/train.py                # about 20 minutes on a core
-    python benchmarks/evidence/train.py --help
+    python benchmarks evidence.train           # about 20 minutes on a core
+    python benchmarks evidence.train --help
 
 Both stages write a checkpoint into `--work` every minute, and a run that finds one there goes on
 from it. What a step sees depends on the seed and its number alone.
@@ -17,21 +17,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import answering
-import card
-import model as small
 import numpy as np
-import seeing
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from ..shared import command
+from . import answering, card, seeing
+from . import model as small
 
 _EVERY = 60.0  # seconds between checkpoints
 
 
 def main() -> None:
     """Train, and save the checkpoint with what its card says."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tower-steps", type=int, default=1400)
     parser.add_argument("--answer-steps", type=int, default=2200)
@@ -131,7 +131,3 @@ def _run(
 def _schedule(number: int, steps: int) -> float:
     """The share of the learning rate: up over 200 steps, then down to a fiftieth as a cosine."""
     return min(1, (number + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * number / steps))
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,7 @@ _TOWERS = ("auto", "large", "small", "tiny")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Raises SystemExit as argparse does."""
-    return terminal.run("hired", lambda: _run(argv))
+    return terminal.run("hired", lambda: _run(argv)) or 0
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -100,7 +100,7 @@ def _parser() -> terminal.Parser:
         help="where the page with a slider for the budget goes (default: beside the PNG)",
     )
     bench = commands.add_parser("bench", help="the benchmarks of a source checkout", add_help=False)
-    bench.description = "Its options are those of benchmarks/bench_select.py."
+    bench.description = "Its options are those of `python benchmarks operators`."
     return parser
 
 
@@ -142,11 +142,12 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    script = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_select.py"
-    if not script.is_file():
-        return _fail("bench", f"expected a source checkout with benchmarks, got no {script}")
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    if not (folder / "operators").is_dir():  # site-packages may have another of that name
+        return _fail("bench", f"expected a source checkout with benchmarks, got no {folder}")
+    command = [sys.executable, str(folder), "operators", *arguments]
     try:
-        return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+        return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
         return 130  # the benchmark has said so
 

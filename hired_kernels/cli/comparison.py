@@ -165,14 +165,17 @@ def _as_published(
     init = taken_apart.queries_and_keys(tower, initial, taken_apart.embed(tower, pixels))
     final = taken_apart.queries_and_keys(tower, encoded.layer, encoded.hidden)
     rows, attention = _measured(
-        device, lambda: tuple(published.attention_rows(*layer, T) for layer in (init, final))
+        device, lambda: [published.attention_rows(*layer, T) for layer in (init, final)]
     )
     states = {**encoded.states, encoded.layer + 1: hidden}
     features = torch.cat([states[number][:, 1:] for number in encoded.wanted], dim=-1)
     projector, projected = _measured(device, lambda: vision.projector(features))
     try:
         selection, mask = _measured(
-            device, lambda: published.kept_mask(*attention, [layout.partitions], [budget], alpha)
+            device,
+            lambda: published.kept_mask(
+                attention[0], attention[1], [layout.partitions], [budget], alpha
+            ),
         )
     except ValueError:
         return _Published(None, rows, None, None, projector)

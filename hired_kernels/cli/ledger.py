@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..geometry import Layout
+
+_Figure = TypeVar("_Figure", int, float)
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ def duration(seconds: float) -> str:
     return f"{milliseconds:.{figures}f} ms"
 
 
-def _sum(figures: Iterable[float | None]) -> float | None:
+def _sum(figures: Iterable[_Figure | None]) -> _Figure | int | None:
     """Their sum, None where one is missing."""
-    figures = list(figures)
-    return None if None in figures else sum(figures)
+    found = list(figures)
+    there = [figure for figure in found if figure is not None]
+    return sum(there) if len(there) == len(found) else None
 
 
 def _token_line(name: str, patches: int, capacity: int, row: Row) -> str:

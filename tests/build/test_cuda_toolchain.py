@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from builds import PACKAGE, ROOT
+from builds import PACKAGE, ROOT, tool
 
 NVCC_13 = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 
@@ -140,13 +141,57 @@ def test_nvcc_of_cuda_12_makes_all_by_itself(machine: Machine) -> None:
     assert 'set(HIRED_CUDA_COMPILERS "nvcc 12.9.88")' in lines
 
 
+@pytest.fixture
+def toolchain(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """cuda_toolchain.py where the machine's nvcc is the only one."""
+    toolchain = tool("cuda_toolchain")
+    monkeypatch.setattr(toolchain, "nvcc_candidates", lambda: [None, f"{machine.folder}/bin/nvcc"])
+    monkeypatch.setattr(toolchain, "ROOT", machine.folder)
+    monkeypatch.setenv("PATH", f"{machine.folder / 'bin'}:/usr/bin:/bin")
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "HIRED_PASCAL_COMPILER"):
+        monkeypatch.delenv(name, raising=False)
+    return toolchain
+
+
+def test_an_old_nvcc_is_named(machine: Machine, toolchain: ModuleType) -> None:
+    machine.nvcc("11.8", (61, 75, 80, 90))
+    machine.gpus("8.0")  # Triton serves it
+    why = f"{machine.folder}/bin/nvcc is nvcc 11.8.88, and 12.1 is the oldest that will do"
+    plan = toolchain.choose("auto", "")
+    assert (plan.archs, plan.why_none) == ([], why)
+    assert f'set(HIRED_CUDA_WHY_NONE "{why}")' in toolchain.cmake_lines(plan)
+    with pytest.raises(toolchain.Refused, match=r"code for sm_80 was asked for, and .*12\.1"):
+        toolchain.choose("80", "")
+
+
+def test_a_pascal_card_without_compiler_is_no_build_for_the_cpu(
+    machine: Machine, toolchain: ModuleType
+) -> None:
+    machine.gpus("6.1")
+    with pytest.raises(toolchain.Refused) as refusal:
+        toolchain.choose("auto", "")
+    assert "the GPU here is sm_61, which CUDA code alone serves, and no CUDA" in str(refusal.value)
+    assert "or build for the CPU alone with HIRED_CUDA_ARCHS=none" in str(refusal.value)
+    assert toolchain.choose("none", "").archs == []
+
+
+def test_a_broken_nvcc_and_a_cuda_home_without_are_named(
+    machine: Machine, toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(machine.folder))
+    assert toolchain.why_no_nvcc() == f"there is no nvcc in CUDA_HOME={machine.folder}, nor on PATH"
+    machine.program("nvcc", "exit 1")
+    assert "nvcc does not work: " in toolchain.why_no_nvcc()
+
+
 @pytest.mark.parametrize("asked", ["sm_61", "6.1", "61;x"])
 def test_nonsense_is_refused(machine: Machine, asked: str) -> None:
     assert "expected numbers like 61;90" in machine.ask("--archs", asked).stderr
 
 
 @pytest.mark.parametrize(
-    ("asked", "version"), [("61;90", "0.1.0+sm61.90"), ("120", "0.1.0+sm120"), ("none", "0.1.0")]
+    ("asked", "version"),
+    [("61;90", "0.1.0+sm61.90"), ("120", "0.1.0+sm120"), ("none", "0.1.0+cpu")],
 )
 def test_version_names_the_architectures(machine: Machine, asked: str, version: str) -> None:
     machine.nvcc("13.0", NVCC_13)
@@ -157,8 +202,9 @@ def test_version_names_the_architectures(machine: Machine, asked: str, version: 
         PACKAGE, machine.folder / "hired_kernels", ignore=shutil.ignore_patterns("*.so")
     )
     (machine.folder / "out").mkdir()
-    hook = "import setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel('out'))"
+    hook = "import build_backend as b; print(b.prepare_metadata_for_build_wheel('out'))"
     env = dict(os.environ, HIRED_CUDA_ARCHS=asked, CXX=sys.executable)
+    env["PYTHONPATH"] = str(machine.folder / "tools")
     env["PATH"] = f"{machine.folder / 'bin'}:{env['PATH']}"
     for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "HIRED_PASCAL_COMPILER", "HIRED_SANITIZE"):
         env.pop(name, None)

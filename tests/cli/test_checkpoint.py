@@ -21,7 +21,7 @@ from transformers import (
 
 import hired_kernels as hired
 from hired_kernels import cli
-from hired_kernels.cli import checkpoint, comparison, demo, question
+from hired_kernels.cli import checkpoint, demo, question
 
 WORDS = [*llava_models.WORDS, "in", "picture", "?", "USER", ":", "ASSISTANT", "leaf", "green"]
 TEMPLATE = (
@@ -31,15 +31,6 @@ TEMPLATE = (
 )
 PLAIN = "USER: <image>\n{} ASSISTANT:"
 TEMPLATED = "<s> USER: <image> {} ASSISTANT:"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Everything is timed once."""
-    monkeypatch.setattr(comparison, "_LIMIT", 0.0)
-    monkeypatch.setattr(comparison, "_TOWER_LIMIT", 0.0)
-    monkeypatch.setattr(question, "_LIMIT", 0.0)
-    monkeypatch.setattr(demo, "_QUICK", 0.01)
 
 
 def save(kind, folder, template=None, **changes):

@@ -24,7 +24,6 @@ from hired_kernels import backends, cli
 from hired_kernels.cli import (
     card,
     commands,
-    comparison,
     demo,
     files,
     info,
@@ -35,15 +34,6 @@ from hired_kernels.cli import (
 from hired_kernels.geometry import layout
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Everything is timed once, and asked once."""
-    monkeypatch.setattr(comparison, "_LIMIT", 0.0)
-    monkeypatch.setattr(comparison, "_TOWER_LIMIT", 0.0)
-    monkeypatch.setattr(question, "_LIMIT", 0.0)
-    monkeypatch.setattr(demo, "_QUICK", 0.01)
 
 
 def python(*arguments):
@@ -392,11 +382,11 @@ def test_bench_puts_no_file_in_the_place_of_a_pipe(tmp_path, capfd):
 
 
 def test_bench_hands_over_its_options(tmp_path, monkeypatch, capfd):
-    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "operators").mkdir(parents=True)
     script = "import sys; print(sys.argv[1:]); sys.exit(3)"
-    (tmp_path / "benchmarks" / "bench_select.py").write_text(script)
+    (tmp_path / "benchmarks" / "__main__.py").write_text(script)
     monkeypatch.setattr(
         commands, "__file__", str(tmp_path / "hired_kernels" / "cli" / "commands.py")
     )
     assert cli.main(["bench", "--json", "out.json", "--help"]) == 3
-    assert capfd.readouterr().out == "['--json', 'out.json', '--help']\n"
+    assert capfd.readouterr().out == "['operators', '--json', 'out.json', '--help']\n"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from hired_kernels import cli, select_qk
-from hired_kernels.cli import comparison, demo, page, question, steps, taken_apart
+from hired_kernels.cli import demo, page, question, steps, taken_apart
 from hired_kernels.cli.page import Content
 from hired_kernels.geometry import Layout, layout
 
@@ -57,14 +57,6 @@ def masks(data):
         bits = np.unpackbits(np.frombuffer(base64.b64decode(step["kept"]), dtype=np.uint8))
         found.append(bits[:count].astype(bool).reshape(-1, data["tokens"]))
     return found
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Everything is timed once."""
-    monkeypatch.setattr(comparison, "_LIMIT", 0.0)
-    monkeypatch.setattr(comparison, "_TOWER_LIMIT", 0.0)
-    monkeypatch.setattr(question, "_LIMIT", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ before anything else shows it.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +15,17 @@ from PIL import Image
 import hired_kernels as hired
 from hired_kernels.cli import question
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks" / "evidence"))
-answering = pytest.importorskip("answering", reason="needs benchmarks/evidence")
-import card  # noqa: E402
-import contenders  # noqa: E402
-import evaluate  # noqa: E402
-import model as small  # noqa: E402
-import pictures  # noqa: E402
-import questions  # noqa: E402
-import tables  # noqa: E402
-import tiles  # noqa: E402
+answering = pytest.importorskip("benchmarks.evidence.answering", reason="needs benchmarks/evidence")
+from benchmarks.evidence import (  # noqa: E402
+    card,
+    contenders,
+    evaluate,
+    pictures,
+    questions,
+    tables,
+    tiles,
+)
+from benchmarks.evidence import model as small  # noqa: E402
 
 FIXED_SEED, FIXED_PICTURES = 77, 50  # 200 questions
 ALL_TOKENS, LOST_AT_20 = 0.89, 0.06  # measured: 0.923 and 0.035; a question is 0.005

@@ -201,7 +201,7 @@ def test_all_suites(machine: Machine) -> None:
 
 def test_bench(machine: Machine) -> None:
     few = "--tokens 64 --batches 1 --dtypes float16 --rates 0.2 --seconds 0.01 --compile no"
-    bench = ("benchmark.py", "120", "bench_gpu.py", *few.split(), "--limit")
+    bench = ("benchmark.py", "120", "gpu", *few.split(), "--limit")
     result = machine.run(*bench, "120")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     contents = json.loads((machine.out / "pretended-gpu.json").read_text())
@@ -215,10 +215,15 @@ def test_bench(machine: Machine) -> None:
         assert case["others"]["torch, static"]["graph"]["median_us"] > 0
         assert case["peers"]
     # The README's table and the plot are made of what was written.
-    code = "import json, sys, publish_gpu as p; c = json.load(open(sys.argv[1])); "
-    code += "print(p.figures(c, 'x.json')); print(p.plot(c))"
-    command = [sys.executable, "-c", code, str(machine.out / "pretended-gpu.json")]
-    made = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    code = """
+import json, sys
+sys.path.append(sys.argv[2])
+from benchmarks.gpu import publish
+contents = json.load(open(sys.argv[1]))
+print(publish.figures(contents, "x.json"), publish.plot(contents))
+"""
+    command = [sys.executable, "-c", code, str(machine.out / "pretended-gpu.json"), str(ROOT)]
+    made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "Pretended GPU, driver 000.00" in made.stdout
     assert "| `select_qk` | 1 |" in made.stdout
@@ -235,7 +240,7 @@ def test_without_a_gpu(machine: Machine) -> None:
     for script, arguments, words in (
         ("first_contact.py", (), "WRONG: PyTorch sees no GPU"),
         ("suites.py", (), "expected a GPU that PyTorch can use, got none"),
-        ("benchmark.py", ("60", "bench_gpu.py"), "expected a GPU that PyTorch can use, got none"),
+        ("benchmark.py", ("60", "gpu"), "expected a GPU that PyTorch can use, got none"),
     ):
         result = machine.run(script, *arguments, PYTHONPATH="", PYTEST_ADDOPTS="")
         assert result.returncode == 1

@@ -6,25 +6,11 @@ The figures here are made up, and stay here.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def publish() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("publish_gpu", BENCHMARKS / "publish_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(BENCHMARKS))
-    return module
+from benchmarks.gpu import publish
 
 
 def case(operator: str, B: int, us: float, **more: object) -> dict:
@@ -57,30 +43,30 @@ CONTENTS = {
 }  # fmt: skip
 
 
-def test_the_table_has_the_cases_and_figures_of_the_file(publish: ModuleType) -> None:
-    _, _, *rows = publish.table(CONTENTS)
+def test_the_table_has_the_cases_and_figures_of_the_file() -> None:
+    _, _, *rows = publish.table(CONTENTS).splitlines()
     assert rows == [
         "| `select` | 1 | 4.0 | 83% | hired, Triton 6.0 (1.50x); published method 2,000 (500x); "
         "torch.topk (choose only) 12.0 (3.0x) |"
     ]
 
 
-def test_figures_say_where_they_were_taken(publish: ModuleType) -> None:
+def test_figures_say_where_they_were_taken() -> None:
     text = publish.figures(CONTENTS, "benchmarks/results/some-gpu.json")
     for part in ("Some GPU", "driver 1.2", "2030-01-02", "commit 0123456", "some-gpu.json"):
         assert part in text
 
 
-def test_only_what_stands_between_the_comments_changes(publish: ModuleType) -> None:
+def test_only_what_stands_between_the_comments_changes() -> None:
     readme = f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n"
     new = publish.insert(readme, "1 \\g<0> 2")
     assert new == f"before\n{publish.BEGIN}\n1 \\g<0> 2\n{publish.END}\nafter\n"
     with pytest.raises(ValueError, match="expected one"):
         publish.insert("before\nafter\n", "new")
-    publish.insert((BENCHMARKS.parent / "README.md").read_text(), "new")
+    publish.insert((publish.ROOT / "README.md").read_text(), "new")
 
 
-def test_the_plot_has_a_bar_for_each_contender(publish: ModuleType) -> None:
+def test_the_plot_has_a_bar_for_each_contender() -> None:
     svg = ElementTree.fromstring(publish.plot(CONTENTS))
     bars = [rect for rect in svg.iter("{http://www.w3.org/2000/svg}rect") if rect.get("x")]
     widths = [float(rect.get("width")) for rect in bars]

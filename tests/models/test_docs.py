@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/models.md and examples/ show works as it stands there."""
+"""What README.md, docs/models.md and examples/ show works as it stands there."""
 
 import re
 import subprocess
@@ -11,13 +11,41 @@ import torch
 from llava_models import make, picture
 
 ROOT = Path(__file__).parents[2]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+SNIPPETS = {
+    page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    for page in ("README.md", "docs/models.md")
+}
 
 
-def snippet(first_line):
-    """The one snippet of docs/models.md that begins with this line."""
-    (found,) = [text for text in SNIPPETS if text.startswith(first_line)]
+def snippet(first_line, page="docs/models.md"):
+    """The one snippet of a page that begins with this line."""
+    (found,) = [text for text in SNIPPETS[page] if text.startswith(first_line)]
     return found
+
+
+def test_the_readme_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    model, processor = make()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    picture((90, 170)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = snippet("import hired_kernels as hired\nfrom PIL", "README.md")
+    text, replaced = re.subn(r'name = "[\w./-]+"', 'name = "./model"', text)
+    assert replaced == 1
+    names = {}
+    exec(compile(text, "README.md", "exec"), names)
+    assert names["model"].hired.settings.budget == 0.2
+    assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_with_plain_tensors(one_thread):
+    names = {}
+    text = snippet("import torch\nimport hired_kernels", "README.md")
+    exec(compile(text, "README.md", "exec"), names)
+    kept, layout = names["kept"], names["layout"]
+    assert len(kept.tokens) == len(kept.indices) == int(kept.counts.sum()) == layout.budget(0.2)
+    assert torch.equal(kept.tokens, names["features"].flatten(0, 1)[kept.indices])
 
 
 def test_the_drop_in_example_with_plain_tensors(one_thread):

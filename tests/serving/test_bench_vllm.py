@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure parts of benchmarks/bench_vllm.py: whose turn it is, its statistics, its tables."""
+"""The pure parts of benchmarks/vllm/: whose turn it is, its statistics, its tables."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import bench_vllm
-import vllm_tables
+from benchmarks.vllm import tables
+from benchmarks.vllm.bench import Bench
 
 BUDGETS = [1.0, 0.4, 0.2, 0.1]
 
@@ -35,7 +32,7 @@ def answered(sent: float, last: float) -> Answer:
     ("share", "expected"), [(0, 1), (0.5, 2.5), (0.9, 3.7), (1, 4)], ids=lambda value: str(value)
 )
 def test_percentile(share: float, expected: float) -> None:
-    assert vllm_tables.percentile([4, 1, 3, 2], share) == pytest.approx(expected)
+    assert tables.percentile([4, 1, 3, 2], share) == pytest.approx(expected)
 
 
 def test_figures_leave_out_what_was_answered_before_and_after_the_clock() -> None:
@@ -43,7 +40,7 @@ def test_figures_leave_out_what_was_answered_before_and_after_the_clock() -> Non
     answers = [answered(0, 2), answered(0, 3), answered(2, 5), answered(3, 7), answered(5, 8)]
     marks = {"steps": 2, "pictures": 5, "most_pictures": 3, "seconds": 0.5, "selecting": 0.01}
     result = {"answers": answers, "window": (3, 7), "marks": marks, "peak_blocks": 9}
-    found = vllm_tables.figures(result, clients=2, count=2)
+    found = tables.figures(result, clients=2, count=2)
     assert found["requests_per_second"] == 0.5
     assert found["output_tokens_per_second"] == 1  # of the two counted requests, by 3 < t <= 7
     assert found["first_token_ms"] == [2500, 3500]
@@ -66,7 +63,7 @@ def one_round(rate: float, first: list[float]) -> dict:
 def test_rounds_are_compared_with_those_of_the_stock_model_in_turn() -> None:
     stock = [one_round(rate, [1.0]) for rate in (10, 5, 8)]
     slowed = [one_round(rate, [rate]) for rate in (20, 5, 8)]  # whatever slowed both slowed both
-    joined = vllm_tables.join(slowed, stock)
+    joined = tables.join(slowed, stock)
     assert joined["of_stock_rounds"] == [2, 1, 1]
     assert joined["of_stock"] == 1
     assert joined["requests_per_second"] == 8
@@ -81,18 +78,18 @@ def test_tables_have_every_case() -> None:
         for budget in (None, *BUDGETS):
             rounds = stock if budget is None else [one_round(10.0, [50.0])]
             case = {"clients": clients, "budget": budget, "prompt_tokens": 2968}
-            cases.append({**case, "blocks_of_a_request": 24, **vllm_tables.join(rounds, stock)})
-    assert len(vllm_tables.long_table(cases).splitlines()) == 2 + len(cases)
-    header, *rows = vllm_tables.short_rows(cases)
+            cases.append({**case, "blocks_of_a_request": 24, **tables.join(rounds, stock)})
+    assert len(tables.long_table(cases).splitlines()) == 2 + len(cases)
+    header, *rows = tables.short_rows(cases)
     assert header[2:] == ("1 at a time", "8 at a time", "32 at a time")
     assert rows[0] == ("stock", "2,968", "5.00", "5.00", "5.00")
     assert rows[4] == ("0.1", "2,968", *["10.00 (2.00x)"] * 3)
-    assert vllm_tables.closing(cases).splitlines() == [
+    assert tables.closing(cases).splitlines() == [
         "budget 1.0: 2.00x of stock's requests/s, the median of all rounds; "
         "2.00x to 2.00x by requests at a time",
         "front end: 10 ms a picture, one at a time: 100 requests/s at most",
     ]
-    pasted = vllm_tables.markdown(cases)
+    pasted = tables.markdown(cases)
     assert pasted.count("\n| stock |") == 3  # once in the short table, at 1 and at 32 in the other
     assert {line.count("|") for line in pasted.split("\n\n")[0].splitlines()} == {6}
 
@@ -100,7 +97,7 @@ def test_tables_have_every_case() -> None:
 @pytest.mark.parametrize("apart", [False, True], ids=["side by side", "one at a time"])
 def test_a_round_has_every_case_once_and_changes_engines_seldom(apart: bool) -> None:
     options = argparse.Namespace(apart=apart, budgets=BUDGETS, concurrent=[1, 8])
-    bench = bench_vllm.Bench(Path(), None, options)
+    bench = Bench(Path(), None, options)
     places = Counter()
     for turn in range(5):
         order = bench._order(turn)

@@ -62,9 +62,9 @@ def times(run: Run, release: Path, before: Path | None) -> None:
         builds.append(("before", before, package.manifest().get("before", "")))
     results = out() / "first-contact.json"
     results.unlink(missing_ok=True)
-    script = ROOT / "benchmarks" / "gpu_first_times.py"
+    script = [sys.executable, str(ROOT / "benchmarks"), "gpu.first_times"]
     for label, folder, commit in builds * (2 if before is not None else 1):
-        command = [sys.executable, str(script), "--label", label, "--out", str(results)]
+        command = [*script, "--label", label, "--out", str(results)]
         command += os.environ.get("HIRED_FIRST_TIMES", "").split()
         variables = package.environment(folder, HIRED_COMMIT=commit)
         run.one(Stage(f"times: {label}", 45, command, variables, folder))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM, stock and with the plugin."""
