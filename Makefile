@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 # Two processes of one thread: what the smallest machine has. Tests of threads ask for their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 # Those that run against every backend.
-TARGET_TESTS := tests/test_parity.py tests/test_invariants.py tests/test_cls_attention.py
-SANITIZE_TESTS := $(TARGET_TESTS) tests/test_bad_calls.py tests/test_host_arithmetic.py
-EMULATED_TESTS := $(TARGET_TESTS) tests/test_emulated.py \
-  tests/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
-CUDA_BUILD_TESTS := $(foreach name,cuda_build cuda_toolchain machine_code deployment backends parity isas,tests/test_$(name).py)
-INTERPRETED_TESTS := tests/test_triton.py $(TARGET_TESTS) tests/test_bad_calls.py
-SOURCES := $(shell find csrc python tests/emulator tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TARGET_TESTS := $(patsubst %,tests/operators/test_%.py,parity invariants cls_attention)
+SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic)
+EMULATED_TESTS := $(TARGET_TESTS) tests/emulator/test_emulated.py \
+  tests/gpu/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
+CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code deployment symbols) \
+  $(patsubst %,tests/operators/test_%.py,backends parity isas)
+INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operators/test_bad_calls.py
+SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
   test-oldest test-around test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
@@ -35,7 +36,7 @@ help:
 	@echo "make test-gpu       on a GPU: the kernels' tests and compute-sanitizer"
 	@echo "make bench          on a GPU: the kernels' speed, beside PyTorch's"
 	@echo "make gpu-bundle     builds for a machine with a GPU, made beforehand: build/gpu-bundle"
-	@echo "make lint           ruff, clang-format"
+	@echo "make lint           ruff, mypy, clang-format"
 	@echo "make bench-cpu      the operators against PyTorch, and a tiny LLaVA-NeXT, on this CPU"
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
@@ -138,8 +139,9 @@ $(OLDEST_BIN)/.installed: pyproject.toml
 	HIRED_NATIVE=0 $(OLDEST_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
+# All but what loads saved models, for which that one wants torchvision.
 test-oldest: setup $(OLDEST_BIN)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 $(wildcard tests/test_models_*.py)
+	OMP_NUM_THREADS=1 $(OLDEST_BIN)/pytest -n 2 tests/models --ignore tests/models/test_vision_tower.py
 
 # What is used around models, by versions that were tried: adapters, quantisers, DeepSpeed.
 AROUND := transformers==5.24.0 accelerate==1.15.0 peft==0.21.2 torchao==0.18.0
@@ -154,7 +156,7 @@ $(AROUND_BIN)/.installed: pyproject.toml
 	touch $@
 
 test-around: setup $(AROUND_BIN)/.installed
-	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/test_models_adapters.py tests/test_models_deepspeed.py
+	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/models/test_adapters.py tests/models/test_deepspeed.py
 
 # On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
 test-cuda-build: setup
@@ -166,14 +168,15 @@ test-cuda-build: setup
 bench-vllm: setup $(VLLM_BIN)/.installed
 	$(VLLM_BIN)/python benchmarks vllm
 
-$(BIN)/.lint: Makefile
+$(BIN)/.lint: Makefile $(BIN)/.dependencies
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5
+	$(BIN)/python -m pip install -q ruff==0.17.5 clang-format==23.1.5 mypy==2.4.0
 	touch $@
 
 lint: $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(BIN)/.lint

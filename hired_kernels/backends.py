@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -81,14 +82,24 @@ _CPU = Backend("cpu", ("cpu",), not _why_not_native, _why_not_native)
 _REFERENCE = Backend("reference", ("*",), True, "", {op: getattr(reference, op) for op in SCHEMAS})
 
 
+def _build_info() -> dict[str, Any]:
+    return importlib.import_module("._C", __package__).build_info()
+
+
 def cuda_architectures() -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What this build holds: machine code for, and PTX of, (75, 90) and (90,) say."""
     if _why_not_native:
         return (), ()
-    from . import _C
-
-    build = _C.build_info()
+    build = _build_info()
     return tuple(build["cuda_archs"]), tuple(build["cuda_ptx"])
+
+
+def _why_no_cuda_code() -> str:
+    built = _build_info().get("cuda_why_none") or "none was asked for"
+    return (
+        f"this build holds no CUDA code ({built}): build it again with nvcc 12.1 or later "
+        "(docs/install.md)"
+    )
 
 
 def _has_code_for(card: int) -> bool:
@@ -116,7 +127,7 @@ def _cuda() -> Backend:
     """The row of the CUDA kernels. Asks the driver, so not before somebody wants to know."""
     why = _why_not_native
     if not why and not cuda_architectures()[0] and not cuda_architectures()[1]:
-        why = "this build holds no CUDA code: HIRED_CUDA_ARCHS, with a CUDA compiler, adds it"
+        why = _why_no_cuda_code()
     elif not why and (torch.version.hip or not torch.cuda.is_available()):
         why = "PyTorch sees no NVIDIA GPU"
     elif not why and not any(map(_has_code_for, _cards())):
@@ -139,7 +150,7 @@ def _in_triton(op: str) -> Callable[..., object]:
 
     def call(*args: object, **kwargs: object) -> object:
         # The first to import Triton.
-        module = importlib.import_module(launcher, "hired_kernels.triton_kernels")
+        module = importlib.import_module(launcher, f"{__package__}.triton_kernels")
         return getattr(module, op)(*args, **kwargs)
 
     return call
@@ -177,7 +188,7 @@ def _without_cuda(op: str) -> Callable[..., object]:
 
     def call(first: torch.Tensor, *args: object, **kwargs: object) -> object:
         if _triton().available and not _INTERPRETED and _triton_takes(first.device):
-            return _triton().functions[op](first, *args, **kwargs)
+            return _in_triton(op)(first, *args, **kwargs)
         raise RuntimeError(
             f"hired::{op}: {argument}: expected a device that this build serves, got "
             f"{first.device}: {_cuda().why}; {_triton().why or 'Triton does not know it'}. "

@@ -120,7 +120,7 @@ def _symbolic(argument: str, count: int, values: Any) -> list[Any]:
     return integers
 
 
-def _index(value: Any) -> int:
+def _index(value: Any) -> Any:
     if isinstance(value, _BOOLS):
         raise TypeError
     # As it is, where it can be: under torch.compile a conversion would make a constant of it.
@@ -188,7 +188,7 @@ def double(number: Any) -> float:
     return float(str(number)) if narrow else float(number)
 
 
-def _budget(entry: Any, grid: Any, tokens: Any, crop: Any, policy: str) -> int:
+def _budget(entry: Any, grid: Any, tokens: Any, crop: Any, policy: str) -> Any:
     if isinstance(entry, torch.SymInt):
         return entry
     if not isinstance(entry, int) and _is_share(entry):

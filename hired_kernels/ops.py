@@ -162,16 +162,17 @@ def _call(
 ) -> Selection:
     face.check_tensors(name, tensors)
     features, *scores = tensors.values()
-    grids = face.rows(name, "grids", "(R, C)", grids)
+    pairs = face.rows(name, "grids", "(R, C)", grids)
+    boxes = None
     if crops is not None:
-        crops = face.rows(name, "crops", "(top, bottom, left, right)", crops)
+        boxes = face.rows(name, "crops", "(top, bottom, left, right)", crops)
     # A rank that has no T is refused by the operator.
     tokens = features.shape[1] if features.dim() == 3 else 1
-    budgets = face.budgets(name, budget, grids, tokens, crops, policy)
+    budgets = face.budgets(name, budget, pairs, tokens, boxes, policy)
     alpha = face.number(name, "alpha", "a number in [0, 1]", alpha)
     words = {"policy": face.word(name, "policy", policy), "order": face.word(name, "order", order)}
-    flags = {"crops": None if crops is None else _flat(crops), **words, **scale}
-    rest = (*scores, _flat(grids), budgets, alpha)
+    flags = {"crops": None if boxes is None else _flat(boxes), **words, **scale}
+    rest = (*scores, _flat(pairs), budgets, alpha)
     if forward_ad._current_level >= 0:
         kept = Selection(*_dispatch(op, False, features.detach(), *rest, **flags))
         return kept._replace(tokens=_gathered(features, kept.indices))

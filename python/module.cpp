@@ -24,6 +24,7 @@ py::dict build_info() {
   info["cuda_archs"] = py::make_tuple(HIRED_CUDA_ARCHS);  // of machine code: 61, 90
   info["cuda_ptx"] = py::make_tuple(HIRED_CUDA_PTX);      // of PTX, for GPUs from these on
   info["cuda_compiler"] = HIRED_CUDA_COMPILER;
+  info["cuda_why_none"] = HIRED_CUDA_WHY_NONE;  // empty where there is some
 #ifdef HIRED_SPIN_LIMIT
   info["spin_limit"] = HIRED_SPIN_LIMIT;
 #else

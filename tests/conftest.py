@@ -4,6 +4,10 @@
 HIRED_TEST_EXAMPLES=10000 tries that many examples of each test instead of the few of a normal run;
 they begin with those of the normal run. HIRED_TEST_SHRINK=0 reports the first that fails as it is:
 on a borrowed GPU there is no time to look for a smaller one.
+
+Each part of the project has a room here, and what one room alone imports lies in it; what several
+import lies beside this file, whose folder pytest puts on the path. Names of files are unique over
+the rooms, as pytest without packages wants them, and programs find this folder by themselves.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@
 # takes what fits the GPU: launchers know nothing of it. That needs kernels to have the same name
 # from both compilers, which they have unless they stand in an unnamed namespace;
 # tools/kernel_report.py checks it. What ptxas said is kept in <build>/cuda/*.log.
+# -E: in an isolated build PYTHONPATH hides the environment, and so a compiler from PyPI in it.
 execute_process(
-  COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/cuda_toolchain.py"
+  COMMAND "${Python_EXECUTABLE}" -E "${CMAKE_CURRENT_LIST_DIR}/cuda_toolchain.py"
           --archs "${HIRED_CUDA_ARCHS}" --ptx "${HIRED_CUDA_PTX}" --format cmake
   OUTPUT_VARIABLE plan ERROR_VARIABLE refusal RESULT_VARIABLE refused)
 if(refused)

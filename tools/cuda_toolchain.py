@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVED = (61, 75, 80, 86, 89, 90, 100, 120)  # what `all` means, and `auto` where there is no GPU
 NOTHING = ("HIRED_CUDA_BUILT", "HIRED_CUDA_BUILT_PTX", "HIRED_CUDA_COMPILERS")
+OLDEST = (12, 1)  # before 12.1 no kernel has more than 4 KB of parameters
+TRITON_FROM = 75  # hired_kernels/backends.py: older cards are served by CUDA code or not at all
 CLANG_ARCHS = (60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90)
 
 
@@ -85,14 +87,27 @@ def find_nvcc() -> Compiler | None:
             r"^#\$ TOP=(.+)$", run(program, "--dryrun", "-c", "-x", "cu", os.devnull), re.M
         )
         archs = re.findall(r"^sm_(\d+)$", run(program, "--list-gpu-code"), re.M)
-        # Before 12.1 no kernel has more than 4 KB of parameters.
-        recent = version and tuple(map(int, version[1].split(".")[:2])) >= (12, 1)
+        recent = version and tuple(map(int, version[1].split(".")[:2])) >= OLDEST
         if version and recent and top and archs:
             root = Path(top[1].strip()).resolve()
             return Compiler(Path(program), root, f"nvcc {version[1]}", tuple(map(int, archs)))
         if named:
             raise Refused(f"CUDACXX={named}: expected an nvcc of CUDA 12.1 or later")
     return None
+
+
+def why_no_nvcc() -> str:
+    """Of nvcc where find_nvcc has none: what is there in its place."""
+    for candidate in nvcc_candidates():
+        if candidate and (program := shutil.which(candidate)):
+            version = re.search(r"release [\d.]+, V([\d.]+)", run(program, "--version"))
+            if version and tuple(map(int, version[1].split(".")[:2])) < OLDEST:
+                return f"{program} is nvcc {version[1]}, and 12.1 is the oldest that will do"
+            return f"{program} does not work: {program} --version says why"
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(name):
+            return f"there is no nvcc in {name}={home}, nor on PATH"
+    return "no CUDA compiler was found (CUDACXX, CUDA_HOME, PATH, PyPI's nvidia-cuda-nvcc)"
 
 
 def find_pascal_compiler() -> Compiler | None:
@@ -131,9 +146,7 @@ def parse_list(name: str, text: str) -> list[int]:
 def refuse(arch: int, nvcc: Compiler | None) -> Refused:
     lines = [f"machine code for sm_{arch} was asked for, and "]
     if nvcc is None:
-        lines[0] += (
-            "no CUDA compiler was found (CUDACXX, CUDA_HOME, PATH, PyPI's nvidia-cuda-nvcc)."
-        )
+        lines[0] += why_no_nvcc() + "."
     else:
         lines[0] += f"{nvcc.name} ({nvcc.program}) cannot make it."
     if arch in CLANG_ARCHS:
@@ -167,13 +180,20 @@ class Plan:
 
 def choose(archs: str, ptx: str) -> Plan:
     if archs.strip(" ;,") in ("", "none"):
-        return Plan([], [], None, None, "none was asked for")
+        return Plan([], [], None, None, f"HIRED_CUDA_ARCHS={archs}")
     nvcc, pascal = find_nvcc(), find_pascal_compiler()
     able = {arch for compiler in (nvcc, pascal) if compiler for arch in compiler.archs}
     plan = Plan([], parse_list("HIRED_CUDA_PTX", ptx), nvcc, pascal)
     if archs == "auto":
         if not able:
-            plan.why_none = "no CUDA compiler was found"
+            plan.why_none = why_no_nvcc()
+            cards = gpus_here()
+            if cards and max(cards) < TRITON_FROM:
+                raise Refused(
+                    f"the GPU here is sm_{max(cards)}, which CUDA code alone serves, and "
+                    f"{plan.why_none}. Name an nvcc from 12.1 to 12.9 with CUDACXX=, or build for "
+                    "the CPU alone with HIRED_CUDA_ARCHS=none."
+                )
             return plan
         # A GPU newer than the compiler is served by PTX.
         newest = max(set(SERVED) & able)
@@ -194,9 +214,12 @@ def cmake_lines(plan: Plan) -> list[str]:
     are of one CUDA version: nvcc's, or where the other compiler has a part in it, 12.9, which also
     runs under the older drivers that Pascal cards have."""
     if not plan.archs:
+        summary = f"CPU only, without CUDA: {plan.why_none}"
         return [
-            f'message(STATUS "hired_kernels: CPU only, without CUDA: {plan.why_none}")',
             *(f"set({name})" for name in NOTHING),
+            f'set(HIRED_CUDA_WHY_NONE "{plan.why_none}")',
+            f'set(HIRED_CUDA_SUMMARY "{summary}")',
+            f'message(STATUS "hired_kernels: {summary}")',
         ]
     every = {*plan.archs, *plan.ptx}
     by_pascal = sorted(arch for arch in every if plan.maker(arch) is plan.pascal)
@@ -216,9 +239,12 @@ def cmake_lines(plan: Plan) -> list[str]:
     }
     built = ", ".join(f"sm_{arch}" for arch in plan.archs)
     built += "".join(f", PTX of compute_{arch}" for arch in plan.ptx)
+    summary = f"CPU, and CUDA code for {built}: {', '.join(names)}"
     return [
-        f'message(STATUS "hired_kernels: CUDA code for {built}: {", ".join(names)}")',
         *(f'set({name} "{value}")' for name, value in values.items()),
+        'set(HIRED_CUDA_WHY_NONE "")',
+        f'set(HIRED_CUDA_SUMMARY "{summary}")',
+        f'message(STATUS "hired_kernels: {summary}")',
     ]
 
 

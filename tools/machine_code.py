@@ -7,7 +7,7 @@
 A phase is a path of functions of the source: the job, or else the kernel, and in it what PHASES
 names. Instructions are told apart by the lines that the compiler says they come from, through all
 that was inlined; that changes no instruction. What is counted how: tools/sass_counts.py. --hot
-prints the hot phases alone, ready to be pasted into tests/test_machine_code.py.
+prints the hot phases alone, ready to be pasted into tests/build/test_machine_code.py.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ every branch, so that a copy has its four widths of access. Read it for how many
 so many loads, and for what grows from one version to the next. Scores and selection are those of
 the job `choose`, or where it says so of `weigh`; a head is all of `attend`, its dot products are
 those by 16 bytes. All phases of all kernels are printed by `make kernel-report`, and
-tests/test_machine_code.py holds those here.
+tests/build/test_machine_code.py holds those here.
 
 """
 

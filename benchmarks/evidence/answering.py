@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hired_kernels
-from hired_kernels.models import taken_apart
+from hired_kernels.cli import taken_apart
 
 from .pictures import SIDE, Scene, draw_scene, draw_size, paint
 from .questions import ANSWERS, KINDS, WORDS, Question, ask

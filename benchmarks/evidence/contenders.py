@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hired_kernels
 from hired_kernels import geometry, reference
-from hired_kernels.models.taken_apart import Encoded
+from hired_kernels.cli.taken_apart import Encoded
 
 ALPHA = 0.5
 

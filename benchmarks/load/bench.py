@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import hired_kernels as hired
-from hired_kernels.models import loading, taken_apart
+from hired_kernels.cli import loading, taken_apart
 
 from ..shared import command, report
 from ..shared.marks import elapsed, mark

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import hired_kernels as hired
-from hired_kernels import terminal
+from hired_kernels.cli import terminal
 
 from ..shared import baselines, inputs, report, timing
 from ..shared.command import progress

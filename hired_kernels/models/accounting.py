@@ -150,9 +150,9 @@ def plan(
         crops = [layout.crop or (0, 0, 0, 0) for layout in layouts]
     T, policy = anatomy.tokens, settings.policy
     asked = settings.budget if budgets is None else list(budgets)
-    budgets = geometry.resolve_budgets(asked, grids, T, crops, policy)
-    budgets = [min(budget, _MOST) for budget in budgets]
-    pictures = list(zip(budgets, grids, crops, strict=True))
+    resolved = geometry.resolve_budgets(asked, grids, T, crops, policy)
+    counts = [min(budget, _MOST) for budget in resolved]
+    pictures = list(zip(counts, grids, crops, strict=True))
     rows = [geometry.kept_tokens(*picture[:2], T, picture[2], policy) for picture in pictures]
     most, separators = 0, []
     for kept, (budget, grid, crop) in zip(rows, pictures, strict=True):
@@ -165,7 +165,7 @@ def plan(
     return Plan(
         grids=grids,
         crops=None if anatomy.pinpoints is None else crops,
-        budgets=budgets,
+        budgets=counts,
         rows=rows,
         separators=separators,
         partitions=[layout.partitions for layout in layouts],

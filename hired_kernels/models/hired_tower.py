@@ -59,7 +59,8 @@ class HiredTower(nn.Module):
             raise ValueError(f"hired: {error}") from None
         if pinpoints is not None:
             pinpoints = tuple(pairs_of("pinpoints", pinpoints))
-        self.anatomy = Anatomy(tower.config.image_size, tower.config.patch_size, pinpoints)
+        config: Any = tower.config
+        self.anatomy = Anatomy(config.image_size, config.patch_size, pinpoints)
         self.tower, self.feature_layer = tower, feature_layer
         turn_on_tower(tower)
 

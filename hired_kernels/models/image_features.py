@@ -45,7 +45,7 @@ class HiredImageOutput(BaseModelOutputWithPooling):
 
 
 def image_features(
-    model: nn.Module,
+    model: Any,
     settings: Settings,
     pixels: Tensor,
     todo: Plan,

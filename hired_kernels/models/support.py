@@ -76,7 +76,7 @@ def why_full_tower(config: Any, strategy: str | None = None, **asked: Any) -> st
 
 def describe(config: Any) -> list[tuple[str, str]]:
     """Lines for `info`: what HiRED can do for a model of this configuration."""
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     tower = getattr(vision, "model_type", "no vision tower")
     lines = [("model", f"{config.model_type} with {tower}")]
     try:

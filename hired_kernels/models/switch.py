@@ -140,11 +140,12 @@ def _check_classes(parts: Iterable[Any]) -> None:
 
 
 def _check_processor(processor: Any, anatomy: Anatomy) -> None:
-    several = (LlavaNextProcessor, LlavaNextVideoProcessor)
-    expected = LlavaProcessor if anatomy.pinpoints is None else several
-    if not isinstance(processor, expected):
-        names = expected.__name__ if anatomy.pinpoints is None else "LlavaNext(Video)Processor"
-        raise refuse("processor", f"a {names}, the model's", type(processor).__name__)
+    kinds: tuple[type, ...] = (LlavaNextProcessor, LlavaNextVideoProcessor)
+    named = "LlavaNext(Video)Processor"
+    if anatomy.pinpoints is None:
+        kinds, named = (LlavaProcessor,), LlavaProcessor.__name__
+    if not issubclass(type(processor), kinds):
+        raise refuse("processor", f"a {named}, the model's", type(processor).__name__)
     images = processor.image_processor
     if anatomy.pinpoints is not None:
         pinpoints = tuple(tuple(pair) for pair in images.image_grid_pinpoints or ())

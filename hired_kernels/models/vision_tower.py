@@ -251,12 +251,12 @@ def selection_layer(layers: int, feature_layer: FeatureLayer = -2) -> int:
     return max(hidden_state_numbers(layers, feature_layer)) - 1
 
 
-def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+def encoder_layers(tower: nn.Module) -> Any:
     """The transformer layers of a CLIP vision tower."""
     return core(tower).encoder.layers
 
 
-def core(tower: nn.Module) -> nn.Module:
+def core(tower: nn.Module) -> Any:
     """The tower itself, where it is given with a projection on top."""
     return getattr(tower, "vision_model", tower)
 

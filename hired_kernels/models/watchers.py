@@ -124,7 +124,7 @@ def makes_stock_features(model: nn.Module) -> bool:
     return all(method is None or _is_transformers(method) for method in methods)
 
 
-def _is_stock(module: TowerModule) -> bool:
+def _is_stock(module: Any) -> bool:
     """Whether the class below has transformers' own `forward`: a class may have been patched."""
     return _is_transformers(module._hired_base.forward)
 

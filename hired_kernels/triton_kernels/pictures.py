@@ -46,7 +46,8 @@ def pack(picture: Picture) -> tuple[int, int, int]:
     box = p.top | p.bottom << 13 | p.left << 26 | p.right << 39 | p.R << 52
     budgets = p.first_partition | p.C << 13 | p.rest << 20 | p.output_rows << 39
     place = p.first_row | p.full_budget << 25
-    return tuple(1 << 62 | word << 1 | 1 for word in (box, budgets, place))
+    box, budgets, place = (1 << 62 | word << 1 | 1 for word in (box, budgets, place))
+    return box, budgets, place
 
 
 @triton.jit

@@ -114,7 +114,8 @@ def plan(
     for b, (R, C) in enumerate(arguments.pairs(grids)):
         box = (0, R * side, 0, C * side)
         if crops is not None and R > 0:
-            box = tuple(crops[4 * b : 4 * b + 4])
+            top, bottom, left, right = crops[4 * b : 4 * b + 4]
+            box = (top, bottom, left, right)
         exact = policy == "exact"
         in_subs = (box[1] - box[0]) * (box[3] - box[2]) if exact else R * C * T
         rows = full = min(budgets[b], T + in_subs)

@@ -67,7 +67,7 @@ class Options:
         Raises ValueError for what it cannot be.
         """
         check_names(processor_kwargs)
-        budget = processor_kwargs.get(REQUEST, self.budget)
+        budget: Any = processor_kwargs.get(REQUEST, self.budget)
         self.check(budget)
         return budget
 
@@ -83,11 +83,16 @@ class Options:
         if self.why_not is not None:
             raise ValueError(self.why_not)
 
+    def _anatomy(self) -> Anatomy:
+        """Of a model that can be served: nobody else asks."""
+        assert self.anatomy is not None, self.why_not
+        return self.anatomy
+
     def _check_default(self) -> None:
         """Raise ValueError where the server would refuse requests that ask for nothing."""
         budget, limit = self.budget, self.max_budget
         if isinstance(budget, float):
-            T, policy = self.anatomy.tokens, self.settings.policy
+            T, policy = self._anatomy().tokens, self.settings.policy
             if geometry.share_of_tokens(budget, (0, 0), T, policy=policy) < 1:
                 raise refuse("budget", "at least one token of each picture", budget)
         if limit is not None and (type(budget) is not type(limit) or budget > limit):
@@ -124,7 +129,7 @@ class Options:
         Raises ValueError as the operators do (the published policy cannot serve every grid), and
         unless the placeholders are as many as the tokens.
         """
-        P, T = sum(todo.partitions), self.anatomy.tokens
+        P, T = sum(todo.partitions), self._anatomy().tokens
         features = torch.empty(P, T, 0, device="meta")
         rows = torch.empty(P, 1, T, device="meta")
         kept = ops.select(features, rows, rows, **todo.rules(self.settings))
@@ -133,7 +138,7 @@ class Options:
 
     def plan(self, budgets: Sequence[float | int], sizes: Sequence[tuple[int, int]]) -> Plan:
         """What pictures keep, with a budget and a (height, width) in pixels for each."""
-        return plan(self.settings, self.anatomy, sizes, budgets)
+        return plan(self.settings, self._anatomy(), sizes, budgets)
 
 
 def check_names(processor_kwargs: Mapping[str, object]) -> None:

@@ -43,7 +43,7 @@ for d in m.distributions():
 
 def probe(name: str, limit: float, folder: Path, *arguments: str) -> Stage:
     own = str(limit * PATIENCE - 2)  # so that it can say where it hangs
-    command = [sys.executable, str(ROOT / "tests" / "gpu_probe.py"), "--limit", own]
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "gpu_probe.py"), "--limit", own]
     command += ["--calls", CALLS, *arguments]
     return Stage(name, limit, command, package.environment(folder), folder)
 

@@ -47,17 +47,18 @@ def suite(
     name: str, folder: Path, limit: float, *arguments: str, prefix: str = "", **more: str
 ) -> Stage:
     """A file of tests. Python finds the package of the folder it starts in before any other."""
+    (path,) = TESTS.glob(f"*/{name}.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     # Twice verbose, since pyproject.toml says -q: each test is named before it runs.
     command += ["-c", str(ROOT / "pyproject.toml"), "-vvra", "--maxfail=3", "--tb=short"]
-    command += [*arguments, "-o", f"faulthandler_timeout={HANGS}", str(TESTS / f"{name}.py")]
+    command += [*arguments, "-o", f"faulthandler_timeout={HANGS}", str(path)]
     variables = environment(folder, **more)
     return Stage(prefix + name, limit, command, variables, folder, unlogged=r" PASSED|^PASSED")
 
 
 def short_list(folder: Path, limit: float, **more: str) -> Stage:
     name = f"{more.get('HIRED_BACKEND', 'cuda')} short list"
-    command = [sys.executable, str(TESTS / "gpu_short_list.py")]
+    command = [sys.executable, str(TESTS / "gpu" / "gpu_short_list.py")]
     return Stage(name, limit, command, environment(folder, **more), folder, expected=[ALL_RIGHT])
 
 
