@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
@@ -46,12 +45,12 @@ def write(model: nn.Module, options: argparse.Namespace, minutes: float) -> None
         "accuracy": accuracy(small.load(options.out)),
         "held_out_pictures": HELD_OUT,
     }
-    (options.out / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
+    report.write_json(options.out / "card.json", facts, indent=1)
     (options.out / "README.md").write_text(text(facts))
     picture, questions = demo_picture()
     Image.fromarray(picture).save(options.out / "scene.png", optimize=True)
     asked = [{"text": question.text, "answer": question.answer} for question in questions]
-    (options.out / "scene.json").write_text(json.dumps(asked, indent=1) + "\n")
+    report.write_json(options.out / "scene.json", asked, indent=1)
     print(text(facts))
 
 

@@ -10,7 +10,6 @@ every contender's tokens then go through the same projector and language model.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..shared import command
 from . import answering
 from . import contenders as field
 from . import model as small
@@ -116,7 +116,7 @@ def _loaded(folder: Path) -> torch.nn.Module:
 
 def main() -> None:
     """Evaluate, and write docs/evidence.md, its plot, and the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--model", type=Path, default=small.CHECKPOINT)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=200, help="of a seed, four questions each")

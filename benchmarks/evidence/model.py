@@ -11,28 +11,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
 )
 
+from ..shared import processor
+from ..shared.report import ROOT
 from .pictures import PATCH, SIDE, TILE
 from .questions import WORDS
 
 D, HEADS, LAYERS = 128, 4, 5
 TEXT_D, TEXT_LAYERS = 128, 3
 PINPOINTS = [[rows * TILE, cols * TILE] for rows, cols in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-CHECKPOINT = Path(__file__).parents[2] / "hired_kernels" / "data" / "evidence"
+CHECKPOINT = ROOT / "hired_kernels" / "data" / "evidence"
 
 
 def build(seed: int) -> LlavaNextForConditionalGeneration:
@@ -100,29 +95,8 @@ def _place(positions: torch.Tensor) -> None:
 
 def build_processor() -> LlavaNextProcessor:
     """Image processor and tokenizer: a prompt is `<s> <image> question`, words apart by spaces."""
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-    )
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=PINPOINTS,
-    )
-    return LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return processor.build(WORDS, TILE, PATCH, PINPOINTS, padding_side="left", **tokens)
 
 
 def load(folder: Path) -> LlavaNextForConditionalGeneration:

@@ -6,19 +6,17 @@ Intervals are 95 %: 1.96 standard errors over pictures, whose four questions are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..shared import report
+from ..shared.report import ROOT
 from .questions import KINDS
 
-ROOT = Path(__file__).parents[2]
 PAGE, PLOT = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.svg"
-RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
+RESULTS = report.RESULTS / "evidence.json"
 SHAPES_OF_PICTURES = {
     "four tiles": lambda size: size == [224, 224],
     "two tiles": lambda size: 112 in size,
@@ -35,7 +33,7 @@ def write(cases: list[dict[str, Any]], *, quick: bool) -> None:
         return
     method = {"questions": "one of each kind a picture", "interval": "95 %, over pictures"}
     found = {"environment": report.environment(), "method": method, "summary": summary(cases)}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    report.write_json(RESULTS, found, indent=1)
     before, _, rest = PAGE.read_text().partition("<!-- figures -->\n")
     after = rest.partition("<!-- end of figures -->")[2]
     PAGE.write_text(f"{before}<!-- figures -->\n{text}\n<!-- end of figures -->{after}")
@@ -159,9 +157,8 @@ def _table(
     figures: dict[str, Any], cell: Callable[[dict[str, Any]], str], skip: str | None = None
 ) -> str:
     shares = list(next(iter(figures.values())))
-    lines = ["| | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |"]
-    lines.append("|---|" + "---:|" * len(shares))
+    rows = [["", *(f"{float(share):.0%}" for share in shares)]]
     for name, row in figures.items():
         if name != skip:
-            lines.append(f"| {name} | " + " | ".join(cell(row[share]) for share in shares) + " |")
-    return "\n".join(lines)
+            rows.append([name, *(cell(row[share]) for share in shares)])
+    return report.markdown(rows)

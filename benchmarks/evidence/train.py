@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..shared import command
 from . import answering, card, seeing
 from . import model as small
 
@@ -30,7 +31,7 @@ _EVERY = 60.0  # seconds between checkpoints
 
 def main() -> None:
     """Train, and save the checkpoint with what its card says."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tower-steps", type=int, default=1400)
     parser.add_argument("--answer-steps", type=int, default=2200)

@@ -9,12 +9,10 @@ taken. benchmarks/README.md says how; nothing here asserts how fast anything is.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +20,11 @@ import torch
 import hired_kernels as hired
 from hired_kernels import backends
 
-from ..shared import report, timing
-from ..shared.inputs import Inputs, Shape
+from ..shared import command, report, timing
+from ..shared.inputs import OPERATORS, Inputs, Shape
 from . import contenders, peers, runs, tables
 from .runs import Burst, Graph
 
-OPERATORS = ("select", "select_qk")
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.6)
@@ -76,14 +73,10 @@ def plan(options: Any) -> Iterator[Step]:
     yield from steps([first, *others], rest)
 
 
-def arguments_of(shape: Shape) -> tuple[list[int], list[int], float]:
-    return shape.grids, shape.budgets, shape.alpha
-
-
 def disagreement(shape: Shape, operator: str, policy: str, sample: Inputs) -> str:
     """Which output is not the CPU's, or an empty string."""
     raw = getattr(torch.ops.hired, operator).default
-    tensors, integers = sample.arguments(), arguments_of(shape)
+    tensors, integers = sample.arguments(), shape.arguments
     on_gpu = raw(*tensors, *integers, policy=policy)
     on_cpu = raw(*(tensor.cpu() for tensor in tensors), *integers, policy=policy)
     names = ("tokens", "indices", "counts")
@@ -113,19 +106,18 @@ def in_triton(
         taken |= measure(runs.wall_clock, eager=burst)
         taken |= measure(runs.enqueue_clock, host=burst)
     except Exception as error:  # whatever a compiler may throw: the run goes on without it
-        return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0][:200]}
+        return {"failed": runs.reason(error)}
     return {"timings": {name: value.as_json() for name, value in taken.items()}}
 
 
 def case_of(step: Step) -> dict[str, Any]:
     """What of a case is known beforehand, as it goes into the JSON file."""
     shape, floor = step.shape, step.shape.floor_bytes(step.operator)
-    dimensions = ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
     return {
         "operator": step.operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
+        "dtype": shape.dtype_name,
         "policy": step.policy,
-        "shape": {name: getattr(shape, name) for name in dimensions},
+        "shape": shape.sizes(),
         "bytes": {**floor, "all": sum(floor.values())},
     }
 
@@ -156,7 +148,7 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
         return {**case, "wrong": f"{wrong}: not the CPU's"}
 
     raw, face = getattr(torch.ops.hired, operator).default, getattr(hired, operator)
-    integers, pairs = arguments_of(shape), [(shape.R, shape.C)] * shape.B
+    integers, pairs = shape.arguments, [(shape.R, shape.C)] * shape.B
     named = {"grids": pairs, "budget": shape.rate, "alpha": shape.alpha, "policy": policy}
 
     def operate(tensors: tuple) -> tuple:
@@ -197,15 +189,8 @@ def run_case(step: Step, copy: timing.Copy, options: Any) -> dict[str, Any]:
     return case
 
 
-def output(options: Any, gpu: str) -> Path | None:
-    if options.out or options.quick:
-        return options.out
-    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    return folder / f"{report.slug(gpu)}.json"
-
-
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="float16, batch 1 and 32; prints only")
     add("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
@@ -223,7 +208,7 @@ def parse() -> argparse.Namespace:
         help="torch.compile's contender (default: %(default)s; autotune takes minutes)",
     )
     add("--seed", type=int, default=0)
-    add("--out", type=Path, help="default: $OUT or benchmarks/results, <gpu>.json")
+    command.add_out(parser, "<gpu>.json")
     options = parser.parse_args()
     options.dtypes = options.dtypes or (["float16"] if options.quick else list(DTYPES))
     options.batches = options.batches or ([1, 32] if options.quick else list(BATCHES))
@@ -240,18 +225,19 @@ def main() -> int:
         print(f"benchmarks gpu: only the reference serves this GPU: {why}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    environment = {**report.environment("cuda"), **report.gpu()}
+    environment = report.environment("cuda")
     method = {name: getattr(options, name) for name in ("seconds", "rotate", "seed")}
     copy = timing.Copy(COPY_MEGABYTES, "cuda")
     contents = {"environment": environment, "method": {**method, "copy_bytes": copy.bytes}}
-    path, cases = output(options, environment["gpu"]), []
+    path, cases = options.out, []
+    if not path and not options.quick:
+        path = report.default_path(environment)
     for step in plan(options):
         shape, what = step.shape, "others" if step.beside else step.policy
-        dtype = str(shape.dtype).removeprefix("torch.")
-        print(
-            f"{time.monotonic() - start:5.1f} s: {step.operator} {dtype}, batch {shape.B}, "
-            f"{shape.rate:.0%}, {what}", file=sys.stderr, flush=True,
-        )  # fmt: skip
+        command.progress(
+            f"{time.monotonic() - start:5.1f} s: {step.operator} {shape.dtype_name}, "
+            f"batch {shape.B}, {shape.rate:.0%}, {what}"
+        )
         late = time.monotonic() - start > options.limit
         if late:
             contents["left_out"] = f"what was left after {options.limit:g} s"
@@ -264,10 +250,8 @@ def main() -> int:
             report.write_json(path, {**contents, "cases": cases})
         if late:
             break
-    print(
-        f"{environment['gpu']}, driver {environment['driver']}, torch {torch.__version__}, "
-        f"commit {environment['commit']}, {environment['date']}"
-    )
+    versions = f"driver {environment['driver']}", f"torch {environment['torch']}"
+    print(report.headline(environment, *versions, f"commit {environment['commit']}"))
     tables.show(cases)
     if "left_out" in contents:
         print(f"left out: {contents['left_out']}")

@@ -7,18 +7,16 @@ the device here, this adds one that never waits: it can be captured in a graph, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import hired_kernels as hired
-
-from ..shared import baselines, timing
+from ..shared import baselines
+from ..shared.command import progress
 from ..shared.inputs import Inputs, Shape
-from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
+from .runs import DEVICE, Burst, Graph, graph_clock, reason, timed, wall_clock
 
 CALLS = 5  # of a burst: some take 20 ms
 # torch.compile's modes by the name of an option, and what the contender is called. With graphs of
@@ -30,7 +28,7 @@ COMPILED = {
 }
 
 
-class _StaticTail(baselines._Tail):
+class _StaticTail(baselines.Tail):
     """Scores to tokens; the shapes of all that stands between them are known beforehand."""
 
     def static(self, inputs: Inputs, init: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,8 +51,8 @@ def _static(shape: Shape, operator: str, score: Callable[[Tensor, Tensor], Tenso
     def run(inputs: Inputs) -> tuple:
         every = shape.partitions
         if operator == "select":
-            init = baselines._head_sum(inputs.init[0][::every])
-            return tail.static(inputs, init, baselines._head_sum(inputs.final[0]))
+            init = baselines.head_sum(inputs.init[0][::every])
+            return tail.static(inputs, init, baselines.head_sum(inputs.final[0]))
         (q0, k0), (q1, k1) = inputs.init, inputs.final
         init = score(q0[::every, 0], k0[::every])[:, -shape.T :]
         return tail.static(inputs, init, score(q1[:, 0], k1)[:, -shape.T :])
@@ -69,8 +67,8 @@ def contenders(shape: Shape, operator: str, compiled: str) -> dict[str, tuple[st
     """
     with torch.device(DEVICE):  # for the tables that depend on the shape alone
         plain = baselines.compositions(shape, operator)["plain"]
-        static = _static(shape, operator, baselines._einsum)
-        fusible = _static(shape, operator, baselines._vecdot)
+        static = _static(shape, operator, baselines.einsum)
+        fusible = _static(shape, operator, baselines.vecdot)
         published = baselines.published_method(shape, operator)
     found = {
         "published method": ("published", False, published),
@@ -87,26 +85,18 @@ def measure(
     shape: Shape, operator: str, samples: list[Inputs], seconds: float, compiled: str
 ) -> dict[str, dict[str, Any]]:
     """Timings by contender and by `graph` or `eager`; a contender that fails says why."""
-    raw = getattr(torch.ops.hired, operator).default
-    expected = {}
-    for policy in ("exact", "published"):
-        arguments = *samples[0].arguments(), shape.grids, shape.budgets, shape.alpha
-        expected[policy] = hired.ops.Selection(*raw(*arguments, policy=policy)).compact().tokens
+    expected = baselines.operators_tokens(shape, operator, samples[0])
     results: dict[str, dict[str, Any]] = {}
     for name, (policy, capturable, run) in contenders(shape, operator, compiled).items():
-        print(f"  {name} ...", file=sys.stderr, flush=True)
+        progress(f"  {name} ...")
         try:
             if not torch.equal(run(samples[0])[0], expected[policy]):
                 results[name] = {"failed": "not the operator's tokens"}
                 continue
-            burst = Burst(run, samples, CALLS)
-            taken = timing.measure({name: burst}, sets=1, seconds=seconds, clock=wall_clock)
-            results[name] = {"eager": taken[name].each(CALLS).as_json()}
+            results[name] = {"eager": timed(Burst(run, samples, CALLS), seconds, wall_clock)}
             if capturable:
                 graph = Graph(run, samples, len(samples))
-                taken = timing.measure({name: graph}, sets=1, seconds=seconds, clock=graph_clock)
-                results[name]["graph"] = taken[name].each(graph.calls).as_json()
+                results[name]["graph"] = timed(graph, seconds, graph_clock)
         except Exception as error:  # whatever a compiler may throw: the run goes on without it
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-            results.setdefault(name, {})["failed"] = reason
+            results.setdefault(name, {})["failed"] = reason(error)
     return results

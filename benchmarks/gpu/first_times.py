@@ -11,7 +11,6 @@ batches, deciles, others beside it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any
 
 import torch
 
-from ..shared import report, timing
-from ..shared.inputs import Shape
+from ..shared import command, report, timing
+from ..shared.inputs import OPERATORS, Shape
 from .runs import Graph, calls_of_graph, graph_clock, make_sets, number_of_sets
 
 DTYPES = ("float16", "float32")
-OPERATORS = ("select", "select_qk")
 
 
 def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str, Any]:
@@ -32,9 +30,8 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
     number = number_of_sets(shape, operator, total, rotate=4)
     samples = make_sets(shape, operator, min(number, 80), seed=0)
     operate = getattr(torch.ops.hired, operator).default
-    rest = shape.grids, shape.budgets, shape.alpha
     graph = Graph(
-        lambda sample: operate(*sample, *rest),
+        lambda sample: operate(*sample, *shape.arguments),
         [sample.arguments() for sample in samples],
         calls_of_graph(len(samples), total),
     )
@@ -44,7 +41,7 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
     median = statistics.median(taken)
     return {
         "operator": operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
+        "dtype": shape.dtype_name,
         "B": shape.B,
         "T": shape.T,
         "median_us": round(median * 1e6, 2),
@@ -57,7 +54,7 @@ def case(operator: str, shape: Shape, copy: timing.Copy, runs: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--label", default="release", help="of the build (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
@@ -71,7 +68,7 @@ def main() -> None:
         copy(0)
     run: dict[str, Any] = {
         "label": options.label,
-        "environment": {**report.environment("cuda"), **report.gpu()},
+        "environment": report.environment("cuda"),
         "cases": [],
     }
     there = options.out is not None and options.out.exists()

@@ -14,7 +14,6 @@ stage computes is checked before it is timed; a peer that is not installed, or f
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared import baselines, timing
+from ..shared import baselines
+from ..shared.command import progress
 from ..shared.inputs import Inputs, Shape
-from .runs import DEVICE, Burst, Graph, graph_clock, wall_clock
+from .runs import DEVICE, Burst, Graph, graph_clock, reason, timed, wall_clock
 
 CALLS = 10
 Run = Callable[[Any], Any]
@@ -48,9 +48,9 @@ class Peer:
 def scores(shape: Shape, inputs: Inputs) -> Tensor:
     """(P, T) float32 of the final layer."""
     if len(inputs.final) == 1:
-        return baselines._head_sum(inputs.final[0].float())
+        return baselines.head_sum(inputs.final[0].float())
     query, key = inputs.final
-    return baselines._einsum(query[:, 0].float(), key.float())[:, -shape.T :].contiguous()
+    return baselines.einsum(query[:, 0].float(), key.float())[:, -shape.T :].contiguous()
 
 
 def each(shape: Shape) -> int:
@@ -156,7 +156,7 @@ def measure(
     for name, peer in PEERS.items():
         if peer.operator != operator:
             continue
-        print(f"  {name} ...", file=sys.stderr, flush=True)
+        progress(f"  {name} ...")
         found = results[name] = {"stage": peer.stage}
         try:
             module = importlib.import_module(peer.module)
@@ -168,13 +168,8 @@ def measure(
             if problem := wrong(peer, shape, samples[0], run(prepared[0])):
                 found["failed"] = problem
                 continue
-            burst = Burst(run, prepared, CALLS)
-            taken = timing.measure({name: burst}, sets=1, seconds=seconds, clock=wall_clock)
-            found["eager"] = taken[name].each(CALLS).as_json()
-            graph = Graph(run, prepared, len(prepared))
-            taken = timing.measure({name: graph}, sets=1, seconds=seconds, clock=graph_clock)
-            found["graph"] = taken[name].each(graph.calls).as_json()
+            found["eager"] = timed(Burst(run, prepared, CALLS), seconds, wall_clock)
+            found["graph"] = timed(Graph(run, prepared, len(prepared)), seconds, graph_clock)
         except Exception as error:  # other people's code may raise anything: the run goes on
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-            found["failed"] = reason
+            found["failed"] = reason(error)
     return results

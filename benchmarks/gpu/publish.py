@@ -9,7 +9,6 @@ figure is the file's, with the machine, versions, commit and date it was taken w
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from ..shared import report
+from ..shared import command, report
+from ..shared.report import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- gpu figures -->", "<!-- /gpu figures -->"
 BATCHES = (1, 8, 32)
 Case = dict[str, Any]
@@ -63,23 +62,19 @@ def machine(contents: dict[str, Any]) -> str:
     )
 
 
-def table(contents: dict[str, Any]) -> Iterator[str]:
-    yield "| | pictures | us | of a copy's bandwidth | beside it |"
-    yield "|---|---:|---:|---:|---|"
+def table(contents: dict[str, Any]) -> str:
+    rows = [("", "pictures", "us", "of a copy's bandwidth", "beside it")]
     for case in cases_of(contents):
         (_, ours), *others = contenders(case)
         beside = "; ".join(
             f"{name} {report.microseconds(us * 1e-6)} ({report.times(us / ours)})"
             for name, us in others
         )
-        cells = (
-            f"`{case['operator']}`",
-            str(case["shape"]["B"]),
-            report.microseconds(ours * 1e-6),
-            f"{case['summary']['share_of_copy']:.0%}",
-            beside,
-        )
-        yield f"| {' | '.join(cells)} |"
+        rows.append((
+            f"`{case['operator']}`", str(case["shape"]["B"]), report.microseconds(ours * 1e-6),
+            f"{case['summary']['share_of_copy']:.0%}", beside,
+        ))  # fmt: skip
+    return report.markdown(rows, left=(0, 4))
 
 
 def figures(contents: dict[str, Any], source: str) -> str:
@@ -89,7 +84,7 @@ def figures(contents: dict[str, Any], source: str) -> str:
             "One call by graph replay, float16, 20 % kept: medians in microseconds.",
             f"{machine(contents)}; all shapes in [{source}]({source}).",
             "",
-            *table(contents),
+            table(contents),
             "",
             "![the same, as bars](docs/gpu.svg)",
         ]
@@ -131,7 +126,7 @@ def insert(readme: str, text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     parser.add_argument("results", type=Path)
     path = parser.parse_args().results.resolve()
     contents = json.loads(path.read_text())

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared import inputs
+from ..shared import inputs, timing
 from ..shared.inputs import Inputs, Shape
 
 DEVICE = "cuda"
@@ -84,6 +84,17 @@ class Burst:
     def __call__(self, index: int = 0) -> None:
         for _ in range(self.calls):
             self._results.append(self._run(next(self._next)))
+
+
+def timed(contender: Graph | Burst, seconds: float, clock: timing.Clock) -> dict[str, float]:
+    """One call's time by itself, as the JSON file has it."""
+    taken = timing.measure({"": contender}, sets=1, seconds=seconds, clock=clock)
+    return taken[""].each(contender.calls).as_json()
+
+
+def reason(error: Exception) -> str:
+    """Why a contender failed, as the JSON file has it."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
 def bytes_of_set(shape: Shape, operator: str) -> int:

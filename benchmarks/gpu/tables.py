@@ -121,25 +121,26 @@ def _others(cases: Cases) -> None:
         name = f"torch.ops.hired, {case['policy']}"
         rows.append([*place, name, _us(ours["graph"]), _us(ours["eager"]), "", ""])
         for name, found in case.get("others", {}).items():
-            graph, eager = found.get("graph"), found.get("eager")
-            best = min(x["median_us"] for x in (graph, eager) if x) if graph or eager else None
-            times = report.times(best / ours["graph"]["median_us"]) if best else ""
-            rows.append([*place, name, _us(graph), _us(eager), times, found.get("failed", "")])
+            rows.append([*place, name, *_beside(found, ours["graph"])])
     if rows:
         header = ["beside others: us", "B", "", "graph", "eager", "the better / ours", ""]
         print(f"\n{report.table(header, rows)}")
 
 
+def _beside(found: dict[str, Any], ours: dict[str, float]) -> tuple[str, ...]:
+    """By graph and eagerly, the better of them over ours, why there is none."""
+    graph, eager = found.get("graph"), found.get("eager")
+    best = min((taken["median_us"] for taken in (graph, eager) if taken), default=None)
+    times = report.times(best / ours["median_us"]) if best else ""
+    return _us(graph), _us(eager), times, found.get("failed", "")
+
+
 def _peers(cases: Cases) -> None:
     rows = []
     for case in (case for case in cases if "peers" in case):
-        ours = case["timings"]["graph"]["median_us"]
         for name, found in case["peers"].items():
-            graph, eager = found.get("graph"), found.get("eager")
-            best = min((x["median_us"] for x in (graph, eager) if x), default=None)
-            times = report.times(best / ours) if best else ""
             row = [f"{case['operator']} {case['dtype']}", str(case["shape"]["B"]), found["stage"]]
-            rows.append([*row, name, _us(graph), _us(eager), times, found.get("failed", "")])
+            rows.append([*row, name, *_beside(found, case["timings"]["graph"])])
     if rows:
         header = ["a stage by others: us", "B", "stage", "", "graph", "eager", "/ ours, whole", ""]
         print(f"\n{report.table(header, rows)}")

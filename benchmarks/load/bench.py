@@ -13,15 +13,11 @@ tower with the choice made beforehand.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +26,8 @@ from torch import Tensor, nn
 import hired_kernels as hired
 from hired_kernels.cli import loading, taken_apart
 
-from ..shared import report
+from ..shared import command, report
+from ..shared.marks import elapsed, mark
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 GRID, PARTITIONS, BUDGET, MOST = (2, 2), 5, 576, 288
@@ -46,9 +43,7 @@ class Request:
     def seconds(self) -> tuple[float, float]:
         """Of the tower, selection included, and of selection."""
         begin, selecting, selected, end = self.marks
-        if isinstance(begin, float):
-            return end - begin, selected - selecting
-        return begin.elapsed_time(end) * 1e-3, selecting.elapsed_time(selected) * 1e-3
+        return elapsed(begin, end), elapsed(selecting, selected)
 
 
 class Worker:
@@ -61,24 +56,18 @@ class Worker:
     def on_stream(self) -> AbstractContextManager:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def mark(self) -> Any:
-        if self.stream is None:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self.stream)
-        return event
-
     @torch.inference_mode()
     def request(self, chosen: hired.Selection | None) -> Request:
         """One picture, with tokens chosen here, or beforehand."""
+        gpu = self.stream is not None
         with self.on_stream():
-            marks = [self.mark()]
+            marks = [mark(gpu)]
             encoded = taken_apart.begin(self.tower, self.pixels, full_images=[0])
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             kept = chosen or select(encoded)
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             taken_apart.finish(self.tower, encoded, kept, MOST)
-            marks.append(self.mark())
+            marks.append(mark(gpu))
             if self.stream:
                 self.stream.synchronize()
         return Request(marks)
@@ -150,19 +139,14 @@ def show(cases: list[dict[str, Any]]) -> None:
     print(f"aim: at most {AIM:.0%} of the tower's time; here {worst:.2%} at the most")
 
 
-def output(device: str, name: str, out: Path | None) -> Path:
-    folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    return out or folder / f"load-{name}-{report.slug(device)}.json"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
     add("--tower", choices=loading.TOWERS, default="large" if cuda else "small")
     add("--concurrent", nargs="+", type=int, default=list(CONCURRENT))
     add("--seconds", type=float, default=10, help="of each number (default: %(default)s)")
-    add("--out", type=Path, help="default: $OUT or benchmarks/results, load-<tower>-<device>.json")
+    command.add_out(parser, "load-<tower>-<device>.json")
     options = parser.parse_args()
     device, dtype = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
     if not cuda:
@@ -173,11 +157,11 @@ def main() -> int:
     pixels = pixels.to(device, dtype)
     cases: list[dict[str, Any]] = []
     for concurrent in options.concurrent:
-        print(f"{concurrent} at a time ...", file=sys.stderr, flush=True)
+        command.progress(f"{concurrent} at a time ...")
         cases.append(run_case(tower, pixels, concurrent, options.seconds))
-    environment = report.environment(device) | (report.gpu() if cuda else {})
+    environment = report.environment(device)
     name = environment.get("gpu", device)
-    path = output(name, options.tower, options.out)
+    path = options.out or report.default_path(environment, "load", options.tower)
     shape = {"tower": options.tower, "dtype": str(dtype), "partitions": PARTITIONS, "K": BUDGET}
     report.write_json(path, {"environment": environment, "shape": shape, "cases": cases})
     print(f"{options.tower} tower on {name}, {environment['date']}, commit {environment['commit']}")

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib.metadata
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -28,9 +26,11 @@ from torch import nn
 from hired_kernels.models import flops, hired_tower
 from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
 
-from ..shared import report
+from ..shared import command, report
+from ..shared.command import require
+from ..shared.llava_next import GRID, IMAGE_TOKEN, SIDE_PIXELS, SIZES, TEXT_TOKENS
 from . import contenders, roofline
-from .contenders import GRID, SIDE_PIXELS, SIZES, TEXT_TOKENS, Job
+from .contenders import Job
 
 PARTITIONS = 1 + GRID[0] * GRID[1]
 ALL_TOKENS = PARTITIONS * 576
@@ -45,17 +45,17 @@ def check(model: nn.Module, job: Job) -> None:
     ours = contenders.shell(model)
     logits = contenders.switched(ours, job)().logits
     encoded = ours.model.get_image_features(job.pixels, job.sizes)
-    _require(len(encoded.indices) == sum(_plan(model, job).rows), "switched: not K tokens")
+    require(len(encoded.indices) == sum(_plan(model, job).rows), "switched: not K tokens")
     whole = model.model.vision_tower(job.pixels.flatten(0, 1), output_hidden_states=True)
     tokens = whole.hidden_states[-2][:, 1:].flatten(0, 1)[encoded.indices]
     features = model.model.multi_modal_projector(tokens)
     ids = job.prompt(len(features) // len(job.pixels))
     embeds = model.get_input_embeddings()(ids)
-    embeds[ids == contenders.IMAGE_TOKEN] = features
+    embeds[ids == IMAGE_TOKEN] = features
     expected = model(inputs_embeds=embeds, logits_to_keep=1).logits[:, -1]
     epsilon = torch.finfo(logits.dtype).eps
     worst = (logits - expected).abs().max() / expected.abs().max()
-    _require(worst <= 64 * epsilon, f"switched: logits differ by {worst / epsilon:.0f} epsilons")
+    require(worst <= 64 * epsilon, f"switched: logits differ by {worst / epsilon:.0f} epsilons")
 
     _, lengths = contenders.published_features(model, job)
     settings = Settings(job.share, policy="published")
@@ -66,12 +66,7 @@ def check(model: nn.Module, job: Job) -> None:
     # Head sums rounded to half may move a patch from one sub-image to another.
     slack = 0 if logits.dtype == torch.float32 else 0.01 * ALL_TOKENS
     near = all(abs(a - b) <= slack for a, b in zip(lengths, counts, strict=True))
-    _require(near, f"published: keeps {lengths}, the operators {counts}")
-
-
-def _require(condition: object, otherwise: str) -> None:
-    if not condition:
-        raise SystemExit(otherwise)
+    require(near, f"published: keeps {lengths}, the operators {counts}")
 
 
 def run_case(
@@ -241,7 +236,7 @@ def _beside_paper(case: dict[str, Any], stock: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("--size", choices=SIZES, default="tiny")
     add("--device", choices=("cpu", "cuda"), help="(cuda where there is one and the size is 7b)")
@@ -250,16 +245,13 @@ def parse() -> argparse.Namespace:
     add("--new", type=int, default=64, help="tokens to generate (64)")
     add("--runs", type=int, default=3, help="timed runs of each contender (3)")
     add("--threads", type=int, default=torch.get_num_threads())
-    add("--out", type=Path, help="$OUT or benchmarks/results, model-<size>-<device>.json")
+    command.add_out(parser, "model-<size>-<device>.json")
     options = parser.parse_args()
     if options.device is None:
         there = torch.cuda.is_available() and options.size != "tiny"
         options.device = "cuda" if there else "cpu"
     if 1.0 not in options.budgets:
         options.budgets.insert(0, 1.0)  # the stock model's
-    name = "cpu" if options.device == "cpu" else report.slug(torch.cuda.get_device_name())
-    results = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    options.out = options.out or results / f"model-{options.size}-{name}.json"
     options.wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     return options
 
@@ -269,9 +261,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     environment = report.environment(options.device)
-    environment["transformers"] = importlib.metadata.version("transformers")
-    if options.device == "cuda":
-        environment |= report.gpu()
+    environment["transformers"] = report.version("transformers")
+    path = options.out or report.default_path(environment, "model", options.size)
     size = SIZES[options.size]
     model = contenders.make(size, options.device)
     best = roofline.peak(options.device, size.dtype, options.wait)
@@ -287,10 +278,9 @@ def main() -> None:
         "weights_mib": weights / 2**20, "peak": vars(best),
     }  # fmt: skip
     report.write_json(
-        options.out,
+        path,
         {"environment": environment, "method": method, "tower": towers, "cases": cases},
     )
-    where = environment.get("gpu", environment["cpu"])
-    print(f"{where}, torch {torch.__version__}, {size.name}, {environment['date']}")
+    print(report.headline(environment, f"torch {environment['torch']}", size.name))
     print_tables(cases, towers)
-    print(f"written: {options.out}")
+    print(f"written: {path}")

@@ -16,39 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    DynamicCache,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-)
+from transformers import DynamicCache, LlavaNextForConditionalGeneration
 
 import hired_kernels as hired
-from hired_kernels import geometry, published
+from hired_kernels import published
 from hired_kernels.models import vision_tower
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders
 
-SIDE_PIXELS = 672
-GRID = (2, 2)
-TEXT_TOKENS = 40
-IMAGE_TOKEN, FIRST_WORD = 1, 2
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shapes of a model. tower: D, MLP, layers, heads. text: width, MLP, layers, heads, words."""
-
-    name: str
-    tower: tuple[int, int, int, int]
-    text: tuple[int, int, int, int, int]
-    dtype: torch.dtype
-
-
-SIZES = {
-    "tiny": Size("tiny", (64, 128, 6, 2), (128, 256, 2, 4, 512), torch.float32),
-    "7b": Size("7b", (1024, 4096, 24, 16), (4096, 11008, 32, 32, 32064), torch.float16),
-}
+from ..shared.llava_next import (
+    FIRST_WORD,
+    GRID,
+    IMAGE_TOKEN,
+    SIDE_PIXELS,
+    TEXT_TOKENS,
+    Size,
+    configure,
+)
 
 
 class Begun(NamedTuple):
@@ -60,32 +43,6 @@ class Begun(NamedTuple):
 
 
 Contender = Callable[[], Begun]
-
-
-def configure(size: Size) -> LlavaNextConfig:
-    """The configuration of a model of these shapes."""
-    D, mlp, layers, heads = size.tower
-    width, text_mlp, text_layers, text_heads, words = size.text
-    return LlavaNextConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=D,
-            intermediate_size=mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=336,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=width,
-            intermediate_size=text_mlp,
-            num_hidden_layers=text_layers,
-            num_attention_heads=text_heads,
-            vocab_size=words,
-            max_position_embeddings=16384,
-        ),
-        image_grid_pinpoints=[list(pair) for pair in geometry.LLAVA_NEXT_PINPOINTS],
-        image_token_index=IMAGE_TOKEN,
-    )
 
 
 def make(size: Size, device: str) -> nn.Module:

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ import hired_kernels as hired
 from hired_kernels.cli import terminal
 
 from ..shared import baselines, inputs, report, timing
-from ..shared.inputs import Inputs, Shape
+from ..shared.command import progress
+from ..shared.inputs import OPERATORS, Inputs, Shape
 
-OPERATORS = ("select", "select_qk")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COPY_MEGABYTES = 256
 # Speed-ups over (a) and (b), and the ratio to (c), aimed at for one picture in float32, two cores.
@@ -38,11 +37,10 @@ def contenders(shape: Shape, operator: str) -> dict[str, tuple[str, Callable[[In
     raw = getattr(torch.ops.hired, operator).default
     pairs = [(shape.R, shape.C)] * shape.B
     options = {"grids": pairs, "budget": shape.rate, "alpha": shape.alpha}
-    flat = shape.grids, shape.budgets, shape.alpha
     compositions = baselines.compositions(shape, operator)
     return {
         "hired": ("exact", lambda x: face(*x.arguments(), **options)),
-        "torch.ops.hired": ("exact", lambda x: raw(*x.arguments(), *flat)),
+        "torch.ops.hired": ("exact", lambda x: raw(*x.arguments(), *shape.arguments)),
         "hired, published": (
             "published",
             lambda x: face(*x.arguments(), **options, policy="published"),
@@ -54,13 +52,7 @@ def contenders(shape: Shape, operator: str) -> dict[str, tuple[str, Callable[[In
 
 def disagreements(shape: Shape, operator: str, sample: Inputs) -> list[str]:
     """Contenders that do not give the operator's tokens."""
-    raw = getattr(torch.ops.hired, operator).default
-    expected = {}
-    for policy in ("exact", "published"):
-        arguments = *sample.arguments(), shape.grids, shape.budgets, shape.alpha
-        kept = hired.ops.Selection(*raw(*arguments, policy=policy))
-        expected[policy] = kept.compact().tokens
-    wrong = []
+    expected, wrong = baselines.operators_tokens(shape, operator, sample), []
     for name, (policy, run) in contenders(shape, operator).items():
         result = run(sample)
         tokens = result.compact().tokens if isinstance(result, hired.Selection) else result[0]
@@ -90,11 +82,8 @@ def run_case(shape: Shape, operator: str, copy: timing.Copy, options: Any) -> di
     bandwidth = copy.bytes / timings["copy"].median
     return {
         "operator": operator,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        "shape": {
-            name: getattr(shape, name)
-            for name in ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
-        },
+        "dtype": shape.dtype_name,
+        "shape": shape.sizes(),
         "bytes": {**floor, "all": sum(floor.values())},
         "input_sets": {"number": sets, "bytes_read": sets * touched},
         "malloc_keeps_freed_memory": kept,
@@ -221,7 +210,7 @@ def parse() -> argparse.Namespace:
     if options.quick:
         options.batches, options.seconds = [1], 0.1
     elif options.out is None:
-        options.out = Path(__file__).parents[1] / "results" / "cpu.json"
+        options.out = report.RESULTS / "cpu.json"
     return options
 
 
@@ -236,13 +225,13 @@ def run() -> int:
     environment = report.environment()
     if environment["load_average"] > 0.2 * (os.cpu_count() or 1):
         load = environment["load_average"]
-        _progress(f"note: load average {load:.1f}: other work will show")
+        progress(f"note: load average {load:.1f}: other work will show")
     copy = timing.Copy(COPY_MEGABYTES)
     cases = []
     for operator in options.operators:
         for dtype in options.dtypes:
             for B in options.batches:
-                _progress(f"{operator} {dtype}, batch {B} ...")
+                progress(f"{operator} {dtype}, batch {B} ...")
                 cases.append(run_case(Shape(B, DTYPES[dtype]), operator, copy, options))
     if options.out:
         method = {name: getattr(options, name) for name in ("seconds", "rotate", "sets", "seed")}
@@ -258,9 +247,3 @@ def run() -> int:
     if options.out:
         print(f"written: {options.out}")
     return 0
-
-
-def _progress(line: str) -> None:
-    """To stderr, which may be full, or closed."""
-    with contextlib.suppress(OSError, AttributeError):
-        print(line, file=sys.stderr, flush=True)

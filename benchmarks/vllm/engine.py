@@ -120,6 +120,7 @@ class Engine:
 
 
 def _serve(connection: Connection, folder: Path, plugin: bool, device: str, log: Path) -> None:
+    os.chdir(folder)  # vLLM runs `python -m vllm...`: not where a folder has that name, as here
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

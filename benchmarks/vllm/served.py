@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM is given to serve: a folder with configuration, tokenizer and processor, and requests.
 
-Shapes and counts are those of ../model. There are no weights in the folder: `worker.py` draws
-them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
+Shapes and counts are those of shared/llava_next.py. There are no weights in the folder: `worker.py`
+draws them. Words of the tokenizer are w2, w3, ...; a prompt is half of the text, a picture and the
 other half.
 """
 
@@ -12,17 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlavaNextConfig, LlavaNextProcessor, PreTrainedTokenizerFast
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
+from transformers import LlavaNextConfig
 
 from hired_kernels.models.accounting import Anatomy, Settings, placeholders
 
-from ..model.contenders import FIRST_WORD, IMAGE_TOKEN, TEXT_TOKENS, Size, configure
+from ..shared import processor
+from ..shared.llava_next import FIRST_WORD, TEXT_TOKENS, Size, configure
 
 TILE, PATCH = 336, 14
 
@@ -37,27 +32,8 @@ def save(size: Size, folder: Path) -> LlavaNextConfig:
         "<image>",
         *(f"w{i}" for i in range(FIRST_WORD, config.text_config.vocab_size)),
     ]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    splitter.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=splitter,
-        unk_token="<unk>",
-        pad_token="<unk>",
-        additional_special_tokens=["<image>"],
-    )
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE},
-        crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=config.image_grid_pinpoints,
-    )
-    LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ).save_pretrained(folder)
+    pinpoints = config.image_grid_pinpoints
+    processor.build(words, TILE, PATCH, pinpoints, pad_token="<unk>").save_pretrained(folder)
     return config
 
 
@@ -79,6 +55,3 @@ def picture(side: int, seed: int) -> Image.Image:
     """A square of coarse noise, another for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST)
-
-
-__all__ = ["IMAGE_TOKEN", "picture", "prompt", "prompt_tokens", "save"]

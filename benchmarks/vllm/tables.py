@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shared import report
+from ..shared import command, report
 
 Case = dict[str, Any]
 
@@ -152,13 +151,10 @@ def markdown(cases: Sequence[Case]) -> str:
                 str(case["blocks_of_a_request"]), f"{case['encoder_ms']:.1f}",
                 "" if case["budget"] is None else f"{case['selection_share']:.2%}",
             ))  # fmt: skip
-    return _markdown(short_rows(cases)) + "\n\n" + _markdown(other)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]])
+    return report.markdown(short_rows(cases)) + "\n\n" + report.markdown(other)
 
 
 def main() -> None:
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())["cases"]))
+    parser = command.parser(__doc__)
+    parser.add_argument("results", type=Path)
+    print(markdown(json.loads(parser.parse_args().results.read_text())["cases"]))

@@ -9,7 +9,6 @@ which is the tower, the projector and, with a budget, selection.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -21,6 +20,8 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
 from hired_kernels import ops
+
+from ..shared.marks import elapsed, mark
 
 LOAD_FORMAT = "random"
 
@@ -63,8 +64,8 @@ class Marks:
             "steps": len(self.steps),
             "pictures": sum(pictures for pictures, _, _ in self.steps),
             "most_pictures": max((pictures for pictures, _, _ in self.steps), default=0),
-            "seconds": sum(_seconds(begin, end) for _, begin, end in self.steps),
-            "selecting": sum(_seconds(begin, end) for _, begin, end in self.selections),
+            "seconds": sum(elapsed(begin, end) for _, begin, end in self.steps),
+            "selecting": sum(elapsed(begin, end) for _, begin, end in self.selections),
         }
         self.steps.clear()
         self.selections.clear()
@@ -74,21 +75,10 @@ class Marks:
 def _marked(function: Callable[..., Any], marks: list[tuple[int, Any, Any]]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        begin = _mark()
+        on_gpu = torch.cuda.is_available()
+        begin = mark(on_gpu)
         result = function(*args, **kwargs)
-        marks.append((len(kwargs.get("pixel_values", ())), begin, _mark()))
+        marks.append((len(kwargs.get("pixel_values", ())), begin, mark(on_gpu)))
         return result
 
     return call
-
-
-def _mark() -> Any:
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(begin: Any, end: Any) -> float:
-    return end - begin if isinstance(begin, float) else begin.elapsed_time(end) * 1e-3

@@ -44,7 +44,7 @@ CONTENTS = {
 
 
 def test_the_table_has_the_cases_and_figures_of_the_file() -> None:
-    _, _, *rows = publish.table(CONTENTS)
+    _, _, *rows = publish.table(CONTENTS).splitlines()
     assert rows == [
         "| `select` | 1 | 4.0 | 83% | hired, Triton 6.0 (1.50x); published method 2,000 (500x); "
         "torch.topk (choose only) 12.0 (3.0x) |"
