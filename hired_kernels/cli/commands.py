@@ -70,17 +70,34 @@ def _parser() -> terminal.Parser:
         "--model",
         type=_name,
         metavar="PATH",
-        help="folder or hub name of a LLaVA-NeXT or LLaVA model (default: a small one that comes "
-        "along and knows one kind of picture; random weights for any other)",
+        help="folder or hub name of a LLaVA model (default: a small one that comes along and knows "
+        "one kind of picture)",
+    )
+    demo.add_argument(
+        "--question", type=_name, metavar="TEXT", help="what to ask the model about the picture"
+    )
+    demo.add_argument(
+        "--new-tokens",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="tokens of an answer of --model at most (default: %(default)s); with 0 it is asked "
+        "nothing, and only the part of it that sees is loaded",
     )
     demo.add_argument(
         "--tower",
         choices=_TOWERS,
-        help="random weights in a tower of this size (auto: large, small on a slow machine); a "
-        "photograph comes along",
+        help="instead of a model, random weights in a tower of this size, for times and counts "
+        "(auto: large, small on a slow machine); it is what IMAGE gets without --model",
     )
     demo.add_argument(
         "--out", type=_name, metavar="FILE", default="out/demo.png", help="where the PNG goes"
+    )
+    demo.add_argument(
+        "--html",
+        type=_name,
+        metavar="FILE",
+        help="where the page with a slider for the budget goes (default: beside the PNG)",
     )
     bench = commands.add_parser("bench", help="the benchmarks of a source checkout", add_help=False)
     bench.description = "Its options are those of `python benchmarks operators`."
@@ -112,8 +129,11 @@ def _demo(options: argparse.Namespace) -> int:
             alpha=options.alpha,
             policy=options.policy,
             model=options.model,
+            ask=options.question,
+            longest=options.new_tokens,
             tower=options.tower,
             out=options.out,
+            html=options.html,
             say=_say,
         )
     except demo.DemoError as error:
@@ -162,6 +182,13 @@ def _budget(text: str) -> float | int:
     if count is None and share is not None and 0 < share <= 1:
         return share
     raise argparse.ArgumentTypeError(f"expected a share in (0, 1] or a count, got {text!r}")
+
+
+def _count(text: str) -> int:
+    count = _number(int, text)
+    if count is not None and count >= 0:
+        return int(count)
+    raise argparse.ArgumentTypeError(f"expected a count, got {text!r}")
 
 
 def _share(text: str) -> float:

@@ -2,8 +2,8 @@
 """One picture through every stage twice: by the operators, and as the published code does it.
 
 Both share the image processing and the vision tower; the published code also runs the layers that
-nobody reads. What comes after the tower is run a few times over and the fastest run counts: it
-is the one that other work on the machine has disturbed least.
+nobody reads. What is quick is run a few times over and the fastest run counts: it is the one that
+other work on the machine has disturbed least.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,17 +29,20 @@ from .loading import VisionModel
 from .taken_apart import Encoded
 
 _RUNS, _LIMIT = 20, 1.5  # runs of a stage, and seconds after which there are no more
+_TOWER_LIMIT = 0.3  # the same for stages of the tower
 
 
 @dataclass(frozen=True)
 class Comparison:
     """`pixels` (P, 3, tile, tile) is what the tower saw, `kept` (P, T) bool what the operators
-    keep of it; a row for each partition and a stage for each line of the ledger."""
+    keep of it; a row for each partition and a stage for each line of the ledger. `keep` tells what
+    they keep of the same picture within other budgets, in tokens: (P, T) bool."""
 
     pixels: Tensor
     kept: Tensor
     rows: list[Row]
     stages: list[Stage]
+    keep: Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,23 +78,32 @@ def compare(
 
     Raises ValueError where the picture cannot be cut up, and as `hired_kernels.select_qk` does.
     """
-    processing, pixels = _timed(lambda: vision.pixels(photograph))
+    device = vision.device
+    processing, pixels = _timed(device, lambda: vision.pixels(photograph))
     if pixels.shape[0] != layout.partitions:
         raise ValueError(
             f"picture: expected {layout.partitions} partitions from the image processor, got "
             f"{pixels.shape[0]}"
         )
     tower, layer = vision.tower, vision.feature_layer
-    start, encoded = _timed(lambda: taken_apart.begin(tower, pixels, layer, progress=progress))
-    select, selection = _measured(lambda: _select(encoded, layout, budget, alpha, policy).compact())
+    begin = partial(taken_apart.begin, tower, pixels, layer)
+    start, encoded = _timed(device, lambda: begin(progress=progress))
+    if start <= _TOWER_LIMIT:  # a large tower is run once, with its bar
+        start, encoded = _measured(device, begin, _TOWER_LIMIT)
+    select, selection = _measured(
+        device, lambda: _select(encoded, layout, budget, alpha, policy).compact()
+    )
     most = int(selection.counts.max())
-    end, tokens = _timed(lambda: taken_apart.finish(tower, encoded, selection, most))
-    kept = torch.zeros(layout.partitions, layout.tokens, dtype=torch.bool)
-    kept.view(-1)[selection.indices.cpu()] = True
-    projector, _ = _measured(lambda: vision.projector(tokens))
+    end, tokens = _measured(
+        device, lambda: taken_apart.finish(tower, encoded, selection, most), _TOWER_LIMIT
+    )
+    kept = _mask(layout, selection)
+    projector, _ = _measured(device, lambda: vision.projector(tokens))
 
-    whole, hidden = _timed(lambda: taken_apart.finish_all(tower, encoded))
-    unread, _ = _timed(lambda: taken_apart.run_remaining_layers(tower, hidden, layer))
+    whole, hidden = _measured(device, lambda: taken_apart.finish_all(tower, encoded), _TOWER_LIMIT)
+    unread, _ = _measured(
+        device, lambda: taken_apart.run_remaining_layers(tower, hidden, layer), _TOWER_LIMIT
+    )
     other = _as_published(vision, pixels, encoded, hidden, layout, published_budget, alpha)
 
     run, layers = vision.layers
@@ -109,7 +122,19 @@ def compare(
         Stage("gather", None, other.gather, "after the projector", part=True),
         Stage("projector", projector, other.projector, f"{len(tokens):,} tokens, not {patches:,}"),
     ]
-    return Comparison(pixels, kept, _rows(layout, kept, other.mask, policy), stages)
+
+    @torch.no_grad()
+    def keep(tokens: int) -> Tensor:
+        return _mask(layout, _select(encoded, layout, tokens, alpha, policy).compact())
+
+    return Comparison(pixels, kept, _rows(layout, kept, other.mask, policy), stages, keep)
+
+
+def _mask(layout: Layout, selection: hired_kernels.Selection) -> Tensor:
+    """Which tokens are kept, (P, T) bool."""
+    kept = torch.zeros(layout.partitions, layout.tokens, dtype=torch.bool)
+    kept.view(-1)[selection.indices.cpu()] = True
+    return kept
 
 
 def _select(
@@ -135,24 +160,28 @@ def _as_published(
     budget: int,
     alpha: float,
 ) -> _Published:
-    T, tower, initial = layout.tokens, vision.tower, vision_tower.INITIAL_LAYER
+    device, T = vision.device, layout.tokens
+    tower, initial = vision.tower, vision_tower.INITIAL_LAYER
     init = taken_apart.queries_and_keys(tower, initial, taken_apart.embed(tower, pixels))
     final = taken_apart.queries_and_keys(tower, encoded.layer, encoded.hidden)
     rows, attention = _measured(
-        lambda: [published.attention_rows(*layer, T) for layer in (init, final)]
+        device, lambda: [published.attention_rows(*layer, T) for layer in (init, final)]
     )
-    projector, projected = _measured(lambda: vision.projector(hidden[:, 1:]))
+    states = {**encoded.states, encoded.layer + 1: hidden}
+    features = torch.cat([states[number][:, 1:] for number in encoded.wanted], dim=-1)
+    projector, projected = _measured(device, lambda: vision.projector(features))
     try:
         selection, mask = _measured(
+            device,
             lambda: published.kept_mask(
                 attention[0], attention[1], [layout.partitions], [budget], alpha
-            )
+            ),
         )
     except ValueError:
         return _Published(None, rows, None, None, projector)
     size = layout.height, layout.width
-    gather, _ = _measured(lambda: published.gather(projected, mask, [layout.grid], [size]))
-    return _Published(mask, rows, selection, gather, projector)
+    gather, _ = _measured(device, lambda: published.gather(projected, mask, [layout.grid], [size]))
+    return _Published(mask.cpu(), rows, selection, gather, projector)
 
 
 def _rows(layout: Layout, kept: Tensor, mask: Tensor | None, policy: str) -> list[Row]:
@@ -179,18 +208,28 @@ def _valid(layout: Layout) -> Tensor:
     return torch.cat((valid, sub_images))
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
+    _wait(device)
     start = time.perf_counter()
     result = work()
+    _wait(device)
     return time.perf_counter() - start, result
 
 
-def _measured(work: Callable[[], Any]) -> tuple[float, Any]:
+def _wait(device: torch.device) -> None:
+    """For all that was begun on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measured(
+    device: torch.device, work: Callable[[], Any], limit: float = _LIMIT
+) -> tuple[float, Any]:
     """The fastest of a few runs, as many as the limit allows, and the result."""
-    fastest, result = _timed(work)
+    fastest, result = _timed(device, work)
     spent, runs = fastest, 1
-    while runs < _RUNS and spent < _LIMIT:
-        seconds, _ = _timed(work)
+    while runs < _RUNS and spent < limit:
+        seconds, _ = _timed(device, work)
         fastest = min(fastest, seconds)
         spent, runs = spent + seconds, runs + 1
     return fastest, result

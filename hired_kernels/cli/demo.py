@@ -1,56 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """One picture through the method: `python -m hired_kernels demo`.
 
-A picture is cut up, encoded and selected from; what is kept is counted, timed and drawn, each
-beside what the published code does with the same picture. Without a picture and a model the demo
-takes those that come along, small and trained, and asks a question with all tokens and with those
-that are kept. A photograph without a model goes through random weights, which choose at random.
+A picture is cut up, encoded and selected from; what is kept is counted and timed, beside what the
+published code does with the same picture. A model is asked a question, with all tokens and with
+the kept ones. All of it is drawn on a card and on a page with a slider for the budget. Without a
+picture and a model the demo takes those that come along, small and trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import backends, geometry
 from ..geometry import Layout
-from . import comparison, ledger, loading, picture, question
+from . import card, checkpoint, comparison, info, ledger, loading, page, question, showing, steps
+from .checkpoint import Checkpoint
+from .files import DemoError, first_line, open_picture, page_beside, reason, writable
 from .loading import ModelError, VisionModel
-from .photograph import upright
-from .question import Answer
-from .terminal import one_line
+from .question import Answer, Asked, QuestionError
+from .steps import Step
 
-PHOTOGRAPH = Path(__file__).parents[1] / "data" / "photograph.jpg"
 TOWERS = ("auto", *loading.TOWERS)
-_LEAST_TILE = 336  # pixels a side of a partition in the drawing, where they can be had
 _PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one
+_QUICK = 3.0  # seconds that answers at steps of the slider may take
+_SPARSE = 10  # answers at every so many steps are worth having, at fewer not
 
 Say = Callable[[str], None]
 
 
-class DemoError(Exception):
-    """What stands in the way of the demo, in one line."""
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo kept, `kept` (P, T) bool, with its ledger, and the drawing at `path`.
+    """What the demo kept, `kept` (P, T) bool, with its ledger, the card at `path` and the page.
 
-    answers: of the model that comes along, with all tokens and with the kept ones; else empty.
+    answers: with all tokens and with the kept ones; empty where nothing was asked.
     """
 
     layout: Layout
     kept: Tensor
     rows: list[ledger.Row]
     stages: list[ledger.Stage]
+    steps: list[Step]
     path: Path
+    page: Path | None
     answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model and what it is asked; `whole` is None where it only sees, `why` then says why."""
+
+    vision: VisionModel
+    whole: Checkpoint | None
+    asked: Asked | None
+    title: str
+    why: str = ""
 
 
 def run(
@@ -60,30 +72,37 @@ def run(
     alpha: float = 0.5,
     policy: str = "exact",
     model: str | None = None,
+    ask: str | None = None,
+    longest: int = 20,
     tower: str | None = None,
     out: str = "out/demo.png",
+    html: str | None = None,
     say: Say = print,
 ) -> Outcome:
     """Run the demo; `say` gets its lines. `budget` is a share (float) or a count (int) of tokens.
 
-    `model` is a LLaVA-NeXT or LLaVA folder or hub name. Without one, a `tower` of TOWERS gets
-    random weights; without `image` and `tower` too, the trained model that comes along gets its own
-    picture. Raises DemoError, with one line, for what a user can get wrong.
+    `model` is the folder or hub name of a LLaVA model. It is asked `ask`, or what is in the
+    picture, for an answer of `longest` tokens at most; with 0 only the part that sees is loaded.
+    Without a model, a `tower` of TOWERS gets random weights; without `image` and `tower` too, the
+    trained model that comes along gets its own picture. The card goes to `out`, the page to `html`
+    or beside it. Raises DemoError, with one line, for what a user can get wrong.
     """
-    path = _writable(out)
+    path = writable("out", out)
+    place = page_beside(path, html)
     own = image is None and model is None and tower is None
+    if ask is not None and model is None and not own:
+        raise DemoError("question: random weights cannot answer: give --model")
+    if ask is not None and model is not None and longest == 0:
+        raise DemoError("question: expected an answer of at least 1 token, got 0 new tokens")
     photograph = open_picture(str(question.PICTURE) if own else image)
     origin = "the one that comes along" if own else "the photograph that comes along"
     say(f"picture     {image or origin}, {photograph.width} x {photograph.height} pixels")
-    if own:
-        vision = loading.load_model(str(question.FOLDER))
-        say("model       a small LLaVA-NeXT that comes along, trained on such pictures")
-    else:
-        vision = _vision_model(model, tower or "auto", photograph, say)
+    subject = _subject(own, model, ask, longest, tower or "auto", photograph, say)
+    vision = subject.vision
     layout = _layout(vision, photograph)
     try:
         tokens = {name: _tokens(layout, budget, name) for name in ("exact", "published")}
-        _say_plan(layout, tokens[policy], budget, alpha, policy, say)
+        _say_plan(layout, tokens[policy], budget, alpha, policy, vision, say)
         result = comparison.compare(
             vision,
             photograph,
@@ -95,67 +114,81 @@ def run(
             progress=_progress,
         )
     except ValueError as error:
-        raise DemoError(_first_line(error)) from error
+        raise DemoError(first_line(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        raise DemoError(f"model {vision.name}: {first_line(error)}") from error
     _say_ledger(layout, result, alpha, say)
-    answers = _ask(photograph, budget, alpha, policy, say) if own else []
-    drawing = picture.draw(
-        _enlarged(vision.colours(result.pixels).numpy()),
-        result.kept.numpy(),
+    found = steps.of_picture(layout, result.keep, policy, budget)
+    start = next(number for number, step in enumerate(found) if step.budget == budget)
+    shown = showing.Shown(
+        photograph,
+        vision.colours(result.pixels).numpy(),
+        result.kept,
         layout,
-        _footer(layout, result.kept, vision, alpha, policy),
+        found,
+        start,
+        alpha,
+        policy,
+        subject.title,
+        _machine(vision),
+        why=subject.why,
     )
+    if subject.whole and subject.asked:
+        shown = _with_answers(shown, subject.whole, subject.asked, say)
+    drawing = card.draw(shown.card())
     try:
         drawing.save(path, format="PNG")
     except OSError as error:
-        raise DemoError(f"out {path}: {_reason(error)}") from None
+        raise DemoError(f"out {path}: {reason(error)}") from None
     say(f"drawn       {path}, {drawing.width} x {drawing.height} pixels")
-    return Outcome(layout, result.kept, result.rows, result.stages, path, answers)
-
-
-def open_picture(path: str | None) -> Image.Image:
-    """The picture at `path`, or the one that comes along, upright and in RGB."""
-    try:
-        with Image.open(PHOTOGRAPH if path is None else path) as file:
-            return upright(file)
-    except FileNotFoundError:
-        raise DemoError(f"picture {path}: no such file") from None
-    except IsADirectoryError:
-        raise DemoError(f"picture {path}: expected a file, got a folder") from None
-    except PermissionError:
-        raise DemoError(f"picture {path}: not allowed to read it") from None
-    except Exception as error:
-        # Decoders raise what they like, SyntaxError and struct.error among it.
-        raise DemoError(f"picture {path}: {_reason(error)}") from error
-
-
-def _writable(out: str) -> Path:
-    """Its path, if a file can be written there: found out before the tower runs, not after."""
-    if not out:
-        raise DemoError("out: expected a file name, got ''")
-    path = Path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        if path.is_fifo():
-            raise DemoError(f"out {path}: expected a file, got a pipe")
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except FileExistsError:
-        raise DemoError(f"out {path}: expected a folder, got a file: {path.parent}") from None
-    except (OSError, ValueError) as error:
-        raise DemoError(f"out {path}: {_reason(error)}") from None
-    return path
-
-
-def _vision_model(model: str | None, tower: str, photograph: Image.Image, say: Say) -> VisionModel:
-    if model is not None:
-        say(f"model       {model}")
+    if place:
         try:
-            return loading.load_model(model)
-        except ModelError as error:
-            raise DemoError(str(error)) from error
+            place.write_text(page.write(shown.page()), encoding="utf-8")
+        except OSError as error:
+            raise DemoError(f"html {place}: {reason(error)}") from None
+        say(f"            {place}, with a slider for the budget")
+    return Outcome(
+        layout, result.kept, result.rows, result.stages, found, path, place, list(shown.answers)
+    )
+
+
+def _subject(
+    own: bool,
+    model: str | None,
+    ask: str | None,
+    longest: int,
+    tower: str,
+    photograph: Image.Image,
+    say: Say,
+) -> _Subject:
+    try:
+        if own:
+            title = "A small LLaVA-NeXT, trained on such pictures"
+            say(f"model       {title[0].lower()}{title[1:]}; it comes along")
+            whole = question.load_own()
+            return _Subject(whole.vision, whole, question.own(whole, ask), title)
+        if model is None:
+            vision = _random_tower(tower, photograph, say)
+            why = "Random weights choose at random, and cannot answer: no question was asked."
+            return _Subject(vision, None, None, f"{vision.name}, random weights", why)
+        title = Path(model).name if Path(model).is_dir() else model
+        say(f"model       {model}")
+        if longest == 0:
+            vision = loading.load_model(model)
+            return _Subject(vision, None, None, title, "No question was asked.")
+        whole = checkpoint.load(model)
+        say(f"            on {whole.vision.device}, {str(whole.model.dtype).rpartition('.')[2]}")
+        return _Subject(whole.vision, whole, question.general(whole, ask, longest), title)
+    except ModelError as error:
+        raise DemoError(str(error)) from error
+    except QuestionError as error:
+        raise DemoError(f"question: {error}") from error
+    except Exception as error:
+        # A chat template is a program of somebody else's.
+        raise DemoError(f"model {model}: {first_line(error)}") from error
+
+
+def _random_tower(tower: str, photograph: Image.Image, say: Say) -> VisionModel:
     size = tower
     if tower == "auto":
         size = "large"
@@ -166,8 +199,7 @@ def _vision_model(model: str | None, tower: str, photograph: Image.Image, say: S
             say(f"tower       the large one would take {expected:.0f} s here, so a smaller one")
     vision = loading.random_model(size)
     say(f"model       {vision.name}, random weights")
-    say("            Random weights choose at random: this shows how the method works and what it")
-    say("            costs, not what a trained model would keep. For that, give --model.")
+    say("            Random weights choose at random. What a trained model keeps: --model")
     return vision
 
 
@@ -176,7 +208,7 @@ def _layout(vision: VisionModel, photograph: Image.Image) -> Layout:
         return vision.layout(photograph.height, photograph.width)
     except Exception as error:
         # A model's pinpoints may be anything.
-        raise DemoError(f"model {vision.name}: {_first_line(error)}") from error
+        raise DemoError(f"model {vision.name}: {first_line(error)}") from error
 
 
 def _tokens(layout: Layout, budget: float | int, policy: str) -> int:
@@ -184,7 +216,13 @@ def _tokens(layout: Layout, budget: float | int, policy: str) -> int:
 
 
 def _say_plan(
-    layout: Layout, tokens: int, budget: float | int, alpha: float, policy: str, say: Say
+    layout: Layout,
+    tokens: int,
+    budget: float | int,
+    alpha: float,
+    policy: str,
+    vision: VisionModel,
+    say: Say,
 ) -> None:
     R, C = layout.grid
     parts = f"the full image and {R} x {C} sub-images" if R else "the full image alone"
@@ -194,7 +232,7 @@ def _say_plan(
     say(f"partitions  {parts}: {patches:,} patches, {layout.valid:,} of them picture")
     say(f"budget      {share}{tokens:,} tokens, alpha {alpha:g}, policy {policy}")
     say(f"            K = {K:,}, known from the picture's size alone")
-    say(f"backend     {backends.active('cpu')}")
+    say(f"backend     {backends.active(vision.device.type)}")
 
 
 def _say_ledger(layout: Layout, result: comparison.Comparison, alpha: float, say: Say) -> None:
@@ -207,52 +245,59 @@ def _say_ledger(layout: Layout, result: comparison.Comparison, alpha: float, say
         )
 
 
-def _ask(
-    photograph: Image.Image, budget: float | int, alpha: float, policy: str, say: Say
-) -> list[Answer]:
-    """Put the first question to the model that comes along, with all tokens and with the budget."""
-    (text, right), *_ = question.asked()
+def _with_answers(shown: showing.Shown, whole: Checkpoint, asked: Asked, say: Say) -> showing.Shown:
+    """Asks with all tokens and with the kept ones, and at every step where that is quick."""
+
+    def answers(budgets: Sequence[float | int | None], runs: int) -> list[Answer]:
+        return question.answers(
+            whole,
+            shown.photograph,
+            asked,
+            budgets,
+            alpha=shown.alpha,
+            policy=shown.policy,
+            runs=runs,
+        )
+
+    known = "" if asked.right is None else f" (it is {asked.right})"
+    say(f"question    {asked.text}{known}")
     try:
-        found = question.answers(photograph, text, [1.0, budget], alpha=alpha, policy=policy)
+        every, few = answers([None if asked.stock else 1.0, shown.steps[shown.start].budget], 20)
+        few = replace(few, tokens=int(shown.kept.sum()))
+        at_steps = {shown.start: few}
+        stride = max(1, math.ceil(few.whole * len(shown.steps) / _QUICK))
+        if stride <= _SPARSE:
+            for number in range(stride - 1, len(shown.steps), stride):
+                step = shown.steps[number]
+                if step.kept.any() and number != shown.start:
+                    (answer,) = answers([step.budget], 1)
+                    at_steps[number] = replace(answer, tokens=int(step.kept.sum()))
     except ValueError as error:
-        raise DemoError(_first_line(error)) from error
-    say(f"question    {text.replace(' ?', '?')} (it is {right})")
-    for name, answer in zip(("all tokens", "kept tokens"), found, strict=True):
-        took = f"{answer.tokens:,} of the picture's tokens, {1e3 * answer.seconds:.1f} ms"
-        say(f"            {name}: {answer.word}, {took}")
+        raise DemoError(first_line(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        raise DemoError(f"model {whole.vision.name}: {first_line(error)}") from error
+    for name, answer in (("all tokens", every), ("kept tokens", few)):
+        took = f"{ledger.duration(answer.first)} to the first token"
+        if answer.words > 1:
+            took += f", {ledger.duration(answer.whole)} to the last"
+        said = " ".join(answer.text.split()) or "(nothing)"
+        say(f"            {name}: {said}; {answer.tokens:,} visual tokens, {took}")
+    saved = showing.fewer(every.tokens, few.tokens), showing.less(every.first, few.first)
+    say(f"            {saved[0]} tokens, {saved[1]} time")
     say("")
-    return found
+    return replace(shown, asked=asked, answers=[every, few], at_steps=at_steps)
 
 
-def _enlarged(partitions: np.ndarray) -> np.ndarray:
-    """Small partitions, (P, tile, tile, 3), a whole number of times as large: to be seen."""
-    times = max(1, _LEAST_TILE // partitions.shape[1])
-    return partitions.repeat(times, axis=1).repeat(times, axis=2)
-
-
-def _footer(
-    layout: Layout, kept: Tensor, vision: VisionModel, alpha: float, policy: str
-) -> tuple[str, str]:
-    count = int(kept.sum())
-    said = f"{count:,} of {layout.valid:,} tokens, {count / layout.valid:.0%}"
-    weights = (
-        "random weights choose at random" if vision.random else one_line(Path(vision.name).name)
-    )
-    if vision.name == str(question.FOLDER):
-        weights = "the small trained model that comes along"
-    return f"{said}, policy {policy}, alpha {alpha:g}", weights
+def _machine(vision: VisionModel) -> str:
+    """What the times were measured on."""
+    if vision.device.type == "cuda":
+        return torch.cuda.get_device_name(vision.device)
+    threads = torch.get_num_threads()
+    name = re.sub(r"\((R|TM)\)", "", info.cpu_name())
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _progress(layers: range) -> Iterator[int]:
     """A bar for the tower, where it takes longer than a moment and stderr is a terminal."""
     bar = tqdm(layers, desc="vision tower", unit="layer", delay=2.0, leave=False, disable=None)
     return iter(bar)
-
-
-def _reason(error: Exception) -> str:
-    """What the system says of an error of its own, without the file's name; else its first line."""
-    return getattr(error, "strerror", None) or _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

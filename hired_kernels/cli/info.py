@@ -60,7 +60,7 @@ def _built() -> Iterator[str]:
 def _machine() -> Iterator[str]:
     yield "this machine"
     threads = torch.get_num_threads()
-    yield _line("CPU", f"{_cpu_name()}, {threads} thread{'s' * (threads != 1)}")
+    yield _line("CPU", f"{cpu_name()}, {threads} thread{'s' * (threads != 1)}")
     try:
         yield _line("best of its sets", _native_module().build_info()["isa"])
     except ImportError:
@@ -120,7 +120,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """What the CPU calls itself: Linux has no other place for it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -31,7 +31,9 @@ from transformers import (
     LlavaModel,
     LlavaNextConfig,
     LlavaNextModel,
+    LlavaNextVideoModel,
     PreTrainedConfig,
+    VipLlavaModel,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -39,7 +41,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
 from .. import geometry
-from ..models.vision_tower import encoder_layers, selection_layer
+from ..models import support
+from ..models.vision_tower import FeatureLayer, encoder_layers, selection_layer
 
 # name: D, width of the MLP, layers, heads, width of the language model behind the projector
 TOWERS = {
@@ -48,7 +51,12 @@ TOWERS = {
     "tiny": (64, 128, 4, 2, 64),
 }
 _TILE, _PATCH = 336, 14
-_MODELS = {"llava_next": LlavaNextModel, "llava": LlavaModel}
+_MODELS = {
+    "llava": LlavaModel,
+    "llava_next": LlavaNextModel,
+    "llava_next_video": LlavaNextVideoModel,
+    "vipllava": VipLlavaModel,
+}
 
 
 class ModelError(ValueError):
@@ -59,15 +67,15 @@ class ModelError(ValueError):
 class VisionModel:
     """The part of a LLaVA model that sees.
 
-    `feature_layer` is LLaVA's `vision_feature_layer`; `pinpoints` its grid pinpoints, None without
-    sub-images; `random` says that nobody trained the weights.
+    `feature_layer` is LLaVA's `vision_feature_layer`, one or several; `pinpoints` its grid
+    pinpoints, None without sub-images; `random` says that nobody trained the weights.
     """
 
     name: str
     tower: nn.Module
     projector: nn.Module
-    processor: object
-    feature_layer: int
+    processor: Any
+    feature_layer: FeatureLayer
     pinpoints: list[list[int]] | None
     random: bool
 
@@ -87,6 +95,10 @@ class VisionModel:
         count = len(encoder_layers(self.tower))
         return selection_layer(count, self.feature_layer) + 1, count
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.tower.parameters()).device
+
     def layout(self, height: int, width: int) -> geometry.Layout:
         """How a picture of height x width pixels is cut up for this model."""
         if self.pinpoints is None:
@@ -95,9 +107,11 @@ class VisionModel:
         return geometry.layout(height, width, pinpoints=pinpoints, tile=self.tile, patch=self.patch)
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """The picture's partitions, full image first: (P, 3, tile, tile) float32, normalised."""
+        """The picture's partitions, full image first, as the tower takes them: (P, 3, tile, tile),
+        normalised."""
         values = self.processor(images=picture, return_tensors="pt")["pixel_values"]
-        return values.flatten(0, -4)
+        weight = next(self.tower.parameters())
+        return values.flatten(0, -4).to(weight.device, weight.dtype)
 
     def colours(self, pixels: Tensor) -> Tensor:
         """`pixels` as colours again: (P, tile, tile, 3) uint8."""
@@ -146,19 +160,19 @@ def seconds_for(size: str, partitions: int) -> float:
 
 
 def load_model(name: str) -> VisionModel:
-    """The seeing part of a LLaVA-NeXT or LLaVA model, float32, from a folder or a hub name.
+    """The seeing part of a LLaVA model, float32, from a folder or a hub name.
 
     Raises ModelError where there is none of that name, or where it is of another kind.
     """
-    return _had(name, _load)
+    return had(name, _load)
 
 
 def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a model, from a folder or a hub name. Raises ModelError likewise."""
-    return _had(name, AutoConfig.from_pretrained)
+    return had(name, AutoConfig.from_pretrained)
 
 
-def _had(name: str, load: Callable[[str], Any]) -> Any:
+def had(name: str, load: Callable[[str], Any]) -> Any:
     """What `load` makes of a folder or hub name; ModelError for whatever goes wrong."""
     if not Path(name).is_dir() and (Path(name).exists() or not _is_hub_name(name)):
         raise ModelError(f"model {name!r}: neither a folder nor a hub name (owner/name)")
@@ -174,18 +188,41 @@ def _had(name: str, load: Callable[[str], Any]) -> Any:
         raise ModelError(f"model {name!r}: {where}{reason}") from error
 
 
-def _load(name: str) -> VisionModel:
-    config = AutoConfig.from_pretrained(name)
+def check(name: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError unless the demo can draw what HiRED keeps for such a model."""
     vision = getattr(config, "vision_config", None)
     kind = f"{config.model_type} with {getattr(vision, 'model_type', 'no vision tower')}"
     if config.model_type not in _MODELS or vision.model_type != "clip_vision_model":
-        raise ModelError(f"model {name!r}: expected LLaVA-NeXT or LLaVA with CLIP, got {kind}")
-    if config.vision_feature_select_strategy != "default":
+        served = ", ".join(support.MODEL_TYPES.values())
+        raise ModelError(f"model {name!r}: expected one of {served}, with CLIP, got {kind}")
+    if support.strategy_of(config) != "default":
         raise ModelError(f"model {name!r}: expected features without CLS, got them with it")
-    feature_layer = config.vision_feature_layer
-    if not isinstance(feature_layer, int):
-        raise ModelError(f"model {name!r}: expected one feature layer, got {feature_layer}")
-    selection_layer(vision.num_hidden_layers, feature_layer)
+    support.feature_states(config, support.feature_layer_of(config))
+
+
+def seeing_part(name: str, model: Any, image_processor: Any) -> VisionModel:
+    """The part that sees of a model without its head, which is checked."""
+    return VisionModel(
+        name=name,
+        tower=model.vision_tower.eval(),
+        projector=model.multi_modal_projector.eval(),
+        processor=image_processor,
+        feature_layer=support.feature_layer_of(model.config),
+        pinpoints=getattr(model.config, "image_grid_pinpoints", None),
+        random=False,
+    )
+
+
+def check_weights(name: str, report: dict[str, Any]) -> None:
+    """Raise ModelError where transformers' loading report names weights that are missing."""
+    missing = list(report["missing_keys"])
+    if missing:
+        raise ModelError(f"model {name!r}: {len(missing)} weights are missing: {missing[0]}, ...")
+
+
+def _load(name: str) -> VisionModel:
+    config = AutoConfig.from_pretrained(name)
+    check(name, config)
     processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     config = copy.deepcopy(config)
     # A language model without layers leaves its weights in the file.
@@ -196,17 +233,8 @@ def _load(name: str) -> VisionModel:
         name, config=config, dtype=torch.float32, output_loading_info=True
     )
     missing = [key for key in report["missing_keys"] if "language_model" not in key]
-    if missing:
-        raise ModelError(f"model {name!r}: {len(missing)} weights are missing: {missing[0]}, ...")
-    return VisionModel(
-        name=name,
-        tower=model.vision_tower.eval(),
-        projector=model.multi_modal_projector.eval(),
-        processor=processor,
-        feature_layer=feature_layer,
-        pinpoints=getattr(config, "image_grid_pinpoints", None),
-        random=False,
-    )
+    check_weights(name, {"missing_keys": missing})
+    return seeing_part(name, model, processor)
 
 
 def _is_hub_name(name: str) -> bool:

@@ -21,7 +21,16 @@ from PIL import Image
 from saved_models import save
 
 from hired_kernels import backends, cli
-from hired_kernels.cli import commands, demo, info, loading, picture, question
+from hired_kernels.cli import (
+    card,
+    commands,
+    demo,
+    files,
+    info,
+    loading,
+    picture,
+    question,
+)
 from hired_kernels.geometry import layout
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +116,7 @@ def test_demo_draws_what_it_counts(policy, tmp_path):
     lines = []
     out = tmp_path / "new folder" / "demo.png"
     outcome = demo.run(tower="tiny", policy=policy, out=str(out), say=lines.append)
-    with Image.open(demo.PHOTOGRAPH) as photograph:
+    with Image.open(files.PHOTOGRAPH) as photograph:
         assert outcome.layout == layout(photograph.height, photograph.width)
     counts = outcome.kept.sum(dim=1).tolist()
     *partitions, total = ledger_counts("\n".join(lines))
@@ -123,24 +132,32 @@ def test_demo_draws_what_it_counts(policy, tmp_path):
 
     vision = loading.random_model("tiny")
     seen = vision.colours(vision.pixels(demo.open_picture(None))).numpy()
-    everything = np.ones_like(outcome.kept.numpy())
-    bright = np.asarray(picture.draw(seen, everything, outcome.layout))
     drawn = np.asarray(Image.open(outcome.path))
-    canvas = picture.arrange(outcome.layout, 336)
-    assert drawn.shape == bright.shape == (canvas.size[1], canvas.size[0], 3)
-    for p, t in np.ndindex(*everything.shape):
-        left, top, right, bottom = canvas.patches[p, t]
-        covered = any(
-            left < x_end and right > x and top < y_end and bottom > y
-            for x, y, x_end, y_end in picture.tags(outcome.layout, canvas)
-        )
-        if not covered and (p == 0 or inside(canvas.region, left, top)):
-            patch = slice(top, bottom), slice(left, right)
-            assert np.array_equal(drawn[patch], bright[patch]) == bool(outcome.kept[p, t])
+    composed = card.compose(content(outcome.kept.numpy(), seen, outcome.layout))
+    bright = np.zeros_like(drawn)
+    picture.paint(bright, seen, outcome.layout, composed.panels)
+    lines = np.zeros(drawn.shape[:2], dtype=bool)
+    for left, top, right, bottom in picture.lines(outcome.layout, composed.panels):
+        lines[top:bottom, left:right] = True
+    for p, t in np.ndindex(*outcome.kept.shape):
+        left, top, right, bottom = composed.panels.patches[p, t]
+        patch = slice(top, bottom), slice(left, right)
+        shown = ~lines[patch]
+        if shown.any():
+            same = np.array_equal(drawn[patch][shown], bright[patch][shown])
+            assert same == bool(outcome.kept[p, t])
 
 
-def inside(box, x, y):
-    return box[0] <= x < box[2] and box[1] <= y < box[3]
+def content(kept, partitions, cut):
+    """What `demo` draws of random weights, as far as it matters where panels lie."""
+    return card.Content(
+        headline="one line",
+        remark="one line",
+        photograph=demo.open_picture(None),
+        partitions=partitions,
+        kept=kept,
+        layout=cut,
+    )
 
 
 def test_demo_with_the_model_that_comes_along(tmp_path, capsys):
@@ -148,13 +165,14 @@ def test_demo_with_the_model_that_comes_along(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "andom weights" not in said
     (text, right), *_ = question.asked()
-    assert f"question    {text.replace(' ?', '?')} (it is {right})" in said
-    assert re.search(rf"all tokens: {right}, 320 of the picture's tokens, [\d.]+ ms", said)
-    assert re.search(rf"kept tokens: {right}, 64 of the picture's tokens, [\d.]+ ms", said)
+    assert f"question    {text.replace(' ?', '?').capitalize()} (it is {right})" in said
+    assert re.search(rf"all tokens: {right}; 320 visual tokens, [\d.]+ ms to the first", said)
+    assert re.search(rf"kept tokens: {right}; 64 visual tokens, [\d.]+ ms to the first", said)
+    assert "80 % fewer tokens, " in said
+    assert f"{tmp_path / 'demo.html'}, with a slider" in said
     *_, total = ledger_counts(said)
     assert total[3] == 64
-    canvas = picture.arrange(loading.load_model(str(question.FOLDER)).layout(224, 224), 336)
-    assert Image.open(tmp_path / "demo.png").size == canvas.size
+    assert Image.open(tmp_path / "demo.png").width == card.WIDTH
 
 
 def test_demo_keeps_what_the_picture_shows(tmp_path):
@@ -197,14 +215,15 @@ def test_demo_with_a_saved_model(tmp_path, capsys):
     save("llava-next", tmp_path / "model")
     Image.radial_gradient("L").resize((700, 300)).save(tmp_path / "grey.jpg")
     arguments = [str(tmp_path / "grey.jpg"), "--model", str(tmp_path / "model"), "--budget", "300"]
-    arguments += ["--alpha", "0.25", "--out", str(tmp_path / "demo.png")]
+    arguments += ["--alpha", "0.25", "--new-tokens", "0", "--out", str(tmp_path / "demo.png")]
     assert cli.main(["demo", *arguments]) == 0
     said = capsys.readouterr().out
     assert "andom weights" not in said
     full, *_, total = ledger_counts(said)
     assert full[3] == 75
     assert total[3] == 300
-    assert Image.open(tmp_path / "demo.png").size == picture.arrange(layout(300, 700), 336).size
+    assert "question" not in said
+    assert Image.open(tmp_path / "demo.png").width == card.WIDTH
 
 
 def test_demo_where_the_published_code_crashes(tmp_path, capsys):
@@ -221,7 +240,7 @@ def test_demo_without_sub_images(tmp_path, capsys):
     save("llava", tmp_path / "model")
     capsys.readouterr()
     arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "demo.png")]
-    assert cli.main(["demo", *arguments, "--budget", "0.5"]) == 0
+    assert cli.main(["demo", *arguments, "--budget", "0.5", "--new-tokens", "0"]) == 0
     assert ledger_counts(capsys.readouterr().out) == [[576, 0, 288, 288, 288, 0]]
 
 
@@ -253,14 +272,17 @@ def only_line(capsys):
         (["new\nline\x1b.png"], r"picture new\nline\x1b.png: no such file"),
         (["bomb.pgm"], "Image size (400000000 pixels) exceeds limit"),
         (["--budget", f"{1 << 63}", "--tower", "tiny"], f"below 2^63, got {1 << 63}"),
-        (["--model", "pinpoints"], "model pinpoints: 'int' object is not iterable"),
+        (
+            ["--new-tokens", "0", "--model", "pinpoints"],
+            "model pinpoints: 'int' object is not iterable",
+        ),
     ],
     ids=lambda value: ascii("-".join(value))[1:40] if isinstance(value, list) else "",
 )
 def test_demo_errors_are_one_line(arguments, expected, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "cut.jpg").write_bytes(demo.PHOTOGRAPH.read_bytes()[:50000])
+    (tmp_path / "cut.jpg").write_bytes(files.PHOTOGRAPH.read_bytes()[:50000])
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "bomb.pgm").write_bytes(b"P5 20000 20000 255 ")
     os.mkfifo(tmp_path / "pipe")
@@ -316,7 +338,7 @@ def test_the_slow_machine_gets_the_small_tower(monkeypatch):
     lines = []
     monkeypatch.setattr(loading, "seconds_for", lambda size, partitions: 31.0)
     monkeypatch.setattr(loading, "random_model", lambda size: SimpleNamespace(name=size))
-    model = demo._vision_model(None, "auto", demo.open_picture(None), lines.append)
+    model = demo._random_tower("auto", demo.open_picture(None), lines.append)
     assert model.name == "small"
     assert "the large one would take 31 s" in lines[0]
 
