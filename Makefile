@@ -9,8 +9,10 @@ HIRED_CUDA_ARCHS ?= $(shell nvidia-smi > /dev/null 2>&1 && echo auto || echo non
 export HIRED_CUDA_ARCHS
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes of one thread: what the smallest machine has. Tests of threads ask for their own.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Two processes of one thread: what the smallest machine has. Tests of threads ask for their own. Who
+# is done first takes over half of what the other has before it. The slowest tests are named.
+SLOWEST := --durations=20
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(SLOWEST)
 # Those that run against every backend.
 TARGET_TESTS := $(patsubst %,tests/operators/test_%.py,parity invariants cls_attention)
 SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic)
@@ -21,12 +23,14 @@ CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain
 INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operators/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help setup demo test sanitizers test-sanitize test-emulated test-triton test-vllm \
-  test-oldest test-around test-browser test-cuda-build lint format first-contact test-gpu bench gpu-bundle bench-cpu bench-model \
+.PHONY: help setup demo check test sanitizers test-sanitize test-emulated test-triton test-vllm \
+  test-oldest test-around test-browser test-cuda-build lint format first-contact test-gpu bench \
+  gpu-bundle bench-cpu bench-model \
   bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
 help:
 	@echo "make demo           the method on a picture, and a question; writes out/demo.png"
+	@echo "make check          style and the operators' tests: what to run after every change"
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
 	@echo "make test-around    models with PEFT, torchao, DeepSpeed, in an environment of their own"
@@ -70,6 +74,9 @@ setup: $(BIN)/.installed
 
 demo: setup
 	$(BIN)/python -m hired_kernels demo
+
+check: setup lint
+	$(PYTEST) tests/operators
 
 test: setup
 	$(MAKE) test-sanitize
@@ -127,7 +134,7 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 	touch $@
 
 test-vllm: setup $(VLLM_BIN)/.installed
-	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile tests/serving
+	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile $(SLOWEST) tests/serving
 
 # The oldest transformers that is claimed, in an environment of its own; `test` has the newest.
 OLDEST := transformers==5.6.0

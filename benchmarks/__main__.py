@@ -47,7 +47,7 @@ def find_modules() -> str | None:
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]
     sys.path.append(str(HERE.parent))
     spec = importlib.util.find_spec("benchmarks")
-    found = Path(spec.origin).parent if spec and spec.origin else None
+    found = Path(spec.origin).resolve().parent if spec and spec.origin else None
     return None if found == HERE else f"expected {HERE}, got {found}: it comes first on sys.path"
 
 

@@ -62,6 +62,13 @@ def _load_native() -> str:
         return (
             "the native library was not built (no C++ compiler at installation, or HIRED_NATIVE=0)"
         )
+    loaded = os.path.realpath(_LIBRARY) in torch.ops.loaded_libraries
+    if not loaded and hasattr(torch.ops.hired, "select"):
+        # Loading it would end the process, without a word.
+        raise ImportError(
+            "hired: torch.ops.hired is there already, from another copy of this package: a process "
+            "can hold one"
+        )
     try:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:

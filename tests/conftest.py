@@ -41,15 +41,31 @@ settings.register_profile(
 )
 settings.load_profile("hired")
 
+# As the names of tests of test_bad_calls.py end.
+SERVED_BY_PYTHON = ("-reference]", "-reference-backend]", "-fake]")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Some runs repeat files of tests on another target: what is not of it stays with the others.
+
+    With sanitizers, of the tables of calls, that is what no native code serves.
+    """
+    if os.environ.get("HIRED_TEST_SANITIZED"):
+        python = [
+            x for x in items if x.path.stem == "test_bad_calls" and "-operator]" not in x.name
+        ]
+        config.hook.pytest_deselected(items=python)
+        items[:] = [item for item in items if item not in set(python)]
+    if os.environ.get("HIRED_TEST_TARGET") == "triton":
+        mark_the_whole_list(items)
+
+
+def mark_the_whole_list(items: list[pytest.Item]) -> None:
     """Of each test of parity and of invariants two cases stay unmarked for the Triton kernels.
 
     So that `-m "not whole_list"` is a fast selection: interpreted, a call takes a second; compiled,
     a new shape takes three.
     """
-    if os.environ.get("HIRED_TEST_TARGET") != "triton":
-        return
     cases = defaultdict(list)
     for item in items:
         if item.path.stem == "test_bad_calls" and "triton-backend" not in item.name:
@@ -71,6 +87,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         if "address" not in _C.build_info()["sanitizers"]:
             pytest.exit(f"{_C.__file__} was built without the address sanitizer", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of this run alone, and of all its workers, each of which has a folder of its own in it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import hired_kernels
-from hired_kernels import backends, info
+from hired_kernels import backends
+from hired_kernels.cli import info
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -25,6 +25,7 @@ import torch
 
 from ..shared import command, report
 from ..shared.command import require
+from . import tables
 
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 BUDGETS = (1.0, 0.4, 0.2, 0.1)
@@ -96,8 +97,6 @@ class Bench:
 
     def rounds(self) -> dict[tuple[int, float | None], list[dict[str, Any]]]:
         """Figures of every round of every case, by clients and budget; None is stock vLLM."""
-        from . import tables
-
         options = self.options
         taken: dict[tuple[int, float | None], list[dict[str, Any]]] = {}
         for turn in range(options.rounds):
@@ -131,7 +130,7 @@ class Bench:
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """All cases, and the KV cache that every engine had."""
     from ..shared.llava_next import SIZES
-    from . import served, tables
+    from . import served
 
     with tempfile.TemporaryDirectory() as folder:
         config = served.save(SIZES[options.size], Path(folder))
@@ -192,7 +191,6 @@ def main() -> int:
     if absent := missing():
         print(absent, file=sys.stderr)
         return 2
-    from . import tables
     from .engine import ENVIRONMENT, SETTINGS
 
     environment = report.environment(options.device)

@@ -189,7 +189,7 @@ def test_a_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
 # As kernels.importer does it: under a name of the metadata, and not as hired_kernels.
 LOADS = """
 import importlib.util, sys, torch
-name, path = sys.argv[1:]
+name, path, package = sys.argv[1:]
 spec = importlib.util.spec_from_file_location(name, path)
 module = sys.modules[name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -208,6 +208,11 @@ try:
     backends._in_triton("select")(None)
 except ImportError:
     print("hired_kernels" in sys.modules)
+sys.path.insert(0, package)
+try:
+    import hired_kernels
+except ImportError as error:
+    print(error)
 """
 
 
@@ -236,15 +241,17 @@ def test_a_kernel_as_hugging_face_lays_it_out(wheel: Path, tmp_path: Path) -> No
     assert said[0]["backend"] == {"type": "cpu"}
     assert said[1]["backend"] == {"type": "cuda", "archs": ["6.1", "9.0", "9.0+PTX"]}
 
-    command = [sys.executable, "-c", LOADS, said[0]["id"], str(folders[0] / "__init__.py")]
+    file = folders[0] / "__init__.py"
+    command = [sys.executable, "-c", LOADS, said[0]["id"], file, PACKAGE.parent]
     env = {k: v for k, v in os.environ.items() if k != "HIRED_BACKEND"}
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
     )
     assert result.returncode == 0, result.stderr
-    launcher, last = result.stdout.splitlines()[-2:]
+    launcher, imported, refused = result.stdout.splitlines()[-3:]
     assert launcher == f".select_triton {said[0]['id']}.triton_kernels"
-    assert last == "False"
+    assert imported == "False"
+    assert "torch.ops.hired is there already, from another copy" in refused
 
 
 def test_other_wheels_are_no_kernel(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ from hired_kernels.triton_kernels import cls_attention_triton, select_triton  # 
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def own_cache(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the user's; what one worker has compiled no other compiles again."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(shared_folder / "triton"))
 
 
 @pytest.mark.parametrize(
@@ -176,14 +177,16 @@ def at(beyond: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(math.prod(shape) + beyond, dtype=dtype)[beyond:].view(shape)
 
 
-HEADS = {  # T, N, Dh, elements that the initial and the final layer begin beyond, D, dtype
-    "llava-next": (576, 577, 64, (0, 0), 1024, torch.float16),
-    "float32": (576, 577, 64, (0, 0), 1024, torch.float32),
-    "Dh-72": (2304, 2305, 72, (0, 0), 64, torch.bfloat16),
-    "init-unaligned": (576, 577, 64, (1, 0), 1024, torch.float16),
-    "final-unaligned": (576, 577, 64, (0, 1), 1024, torch.float16),
-    "query-as-long-as-a-row": (196, 200, 256, (0, 1), 64, torch.float16),
-    "keys-shaped-as-tokens": (25, 26, 64, (1, 1), 64, torch.float16),
+# T, N, H, Dh, elements that the initial and the final layer begin beyond, D, dtype. The first is in
+# triton_report.CALLS, too, and compiled for every GPU as it is.
+HEADS = {
+    "llava-next": (576, 577, 16, 64, (0, 0), 1024, torch.float16),
+    "float32": (576, 577, 6, 64, (0, 0), 1024, torch.float32),
+    "Dh-72": (2304, 2305, 6, 72, (0, 0), 64, torch.bfloat16),
+    "init-unaligned": (576, 577, 6, 64, (1, 0), 1024, torch.float16),
+    "final-unaligned": (576, 577, 6, 64, (0, 1), 1024, torch.float16),
+    "query-as-long-as-a-row": (196, 200, 6, 256, (0, 1), 64, torch.float16),
+    "keys-shaped-as-tokens": (25, 26, 6, 64, (1, 1), 64, torch.float16),
 }
 
 
@@ -195,17 +198,16 @@ PAIRS += [(gpu, name) for name in list(HEADS)[1:] for gpu in ("sm_75", "sm_90", 
 @pytest.mark.parametrize(("gpu", "name"), PAIRS)
 def test_heads_are_computed_as_select_qk_computes_them(gpu: str, name: str) -> None:
     """So that `select` of the rows is `select_qk` to the bit, as far as no GPU is needed to say."""
-    T, N, Dh, begins, D, dtype = HEADS[name]
+    T, N, H, Dh, begins, D, dtype = HEADS[name]
     layers = [
-        (at(beyond, 5, 6, Dh, dtype=dtype), at(beyond, 5, N, 6, Dh, dtype=dtype))
+        (at(beyond, 5, H, Dh, dtype=dtype), at(beyond, 5, N, H, Dh, dtype=dtype))
         for beyond in begins
     ]
     with triton_report.compiling(gpu) as compiled:
         for layer in layers:
             cls_attention_triton.cls_attention(*layer, T)
-        features = torch.zeros(5, T, D, dtype=torch.float16)
-        rules = {"grids": [0, 0] * 5, "budgets": [5] * 5, "order": "partition"}
-        select_triton.select_qk(features, *layers[0], *layers[1], **rules)
+        features = torch.zeros(5, T + 1, D, dtype=torch.float16)[:, 1:]
+        select_triton.select_qk(features, *layers[0], *layers[1], [2, 2], [T])
     *rows, whole = compiled
     assert {kernel.metadata.num_warps for kernel in rows} == {whole.metadata.num_warps}
     assert reductions(rows[0]) + reductions(rows[1]) == reductions(whole)
@@ -216,7 +218,7 @@ def test_heads_are_computed_as_select_qk_computes_them(gpu: str, name: str) -> N
 
 
 @pytest.mark.parametrize(("Dh", "copied"), [(64, False), (64, True), (8, False), (72, True)])
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_heads_of_a_rank_are_computed_as_those_of_all(ranks: int, Dh: int, copied: bool) -> None:
     query, key = at(0, 5, 4, Dh, dtype=torch.float16), at(0, 5, 577, 4, Dh, dtype=torch.float16)
     part = query[:, : 4 // ranks], key[:, :, : 4 // ranks]

@@ -7,7 +7,6 @@ that does not work with transformers itself is no fault of ours.
 """
 
 import fcntl
-import os
 
 import pytest
 import torch
@@ -34,12 +33,9 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(shared_folder):
     """What both processes computed, of all cases: once, however many workers pytest has."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in that of this run
-        folder = folder.parent
-    folder /= "two_processes"
+    folder = shared_folder / "two_processes"
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

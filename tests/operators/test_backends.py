@@ -288,3 +288,16 @@ def test_results_are_the_same_without_the_library(without_library: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     for op, results in torch.load(paths[1]).items():
         assert agree(results, operator(op, **calls[op]))
+
+
+def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "/opt/nvcc is nvcc 11.8.89, and 12.1 is the oldest that will do"
+    said = {"cuda_archs": (), "cuda_ptx": (), "cuda_why_none": why}
+    monkeypatch.setattr(backends, "_build_info", lambda: said)
+    monkeypatch.setattr(backends, "_why_not_native", "")
+    row = backends._cuda.__wrapped__()
+    assert not row.available
+    assert row.why == (
+        f"this build holds no CUDA code ({why}): build it again with nvcc 12.1 or later "
+        "(docs/install.md)"
+    )

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.nn.functional as F
 from callers import reference
 from cls_attention_calls import (
     close,
@@ -31,7 +30,6 @@ from strategies import (
     bits,
     same,
     seeded_call,
-    seeded_qk_call,
     select_qk_calls,
     tensors,
 )
@@ -148,21 +146,6 @@ def test_a_fused_projection_is_read_in_place(dtype: torch.dtype) -> None:
 def test_more_rows_than_a_grid_has_in_y() -> None:
     call = seeded_attention_call(9, P=70_000, T=1, N=2, H=1, Dh=1)
     assert close(attention(call), expected(call), NORMAL_ERROR)
-
-
-def test_the_oracle_itself() -> None:
-    """PyTorch's attention of values that pick one key each is the attention row."""
-    call = seeded_attention_call(10, N=21)
-    query, key = call["query"].double()[:, :, None], call["key"].double().transpose(1, 2)
-    every = torch.eye(21, dtype=torch.float64).expand(*key.shape[:2], 21, 21)
-    rows = F.scaled_dot_product_attention(query, key, every)[:, :, 0]
-    assert close(expected(call), rows[..., -16:], 1e-7)
-
-
-def test_the_oracle_composes_up_to_rounding() -> None:
-    for seed in range(20):
-        call = seeded_qk_call(seed)
-        assert same(composed(reference, call), reference("select_qk", **call))
 
 
 # To the bit.

@@ -11,6 +11,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from callers import reference as oracle
+from cls_attention_calls import close, composed, seeded_attention_call
+from strategies import same, seeded_qk_call
 from vectors import SIDE, Case, cases, published_call
 
 from hired_kernels import geometry, reference
@@ -345,3 +349,21 @@ def test_select_qk_reads_the_attention_that_it_computes() -> None:
         for init in ((q0, k0), (q0[full_images], k0[full_images])):
             kept = reference.select_qk(identity(P, T), *init, q1, k1, *rest, scale=given_scale)
             assert all(map(torch.equal, kept, expected))
+
+
+# Attention.
+
+
+def test_attention_is_pytorchs() -> None:
+    """Its product with values that pick one key each is the attention row."""
+    call = seeded_attention_call(10, N=21)
+    query, key = call["query"].double()[:, :, None], call["key"].double().transpose(1, 2)
+    every = torch.eye(21, dtype=torch.float64).expand(*key.shape[:2], 21, 21)
+    rows = F.scaled_dot_product_attention(query, key, every)[:, :, 0]
+    assert close(reference.cls_attention(**call), rows[..., -16:], 1e-7)
+
+
+def test_attention_composes_up_to_rounding() -> None:
+    for seed in range(20):
+        call = seeded_qk_call(seed)
+        assert same(composed(oracle, call), oracle("select_qk", **call))
