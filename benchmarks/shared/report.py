@@ -38,7 +38,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "backend": backends.active(device),
         "instruction_set": _build_info("isa"),
-        "cpu": info._cpu_name(),
+        "cpu": info.cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "last_cache_bytes": last_cache_bytes(),
