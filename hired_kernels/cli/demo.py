@@ -10,8 +10,8 @@ picture and a model the demo takes those that come along, small and trained.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,21 +20,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import backends, geometry
+from .. import backends
 from ..geometry import Layout
-from . import card, checkpoint, comparison, info, ledger, loading, page, question, showing, steps
+from . import card, comparison, ledger, page, question, showing, steps, subjects
 from .checkpoint import Checkpoint
 from .files import DemoError, first_line, open_picture, page_beside, reason, writable
-from .loading import ModelError, VisionModel
-from .question import Answer, Asked, QuestionError
+from .loading import VisionModel
+from .question import Answer, Asked
 from .steps import Step
+from .subjects import Say
 
-TOWERS = ("auto", *loading.TOWERS)
-_PATIENCE = 30.0  # seconds: a random tower that would take longer gives way to the small one
+_RUNS = 40  # of both answers, at most: the fastest counts
 _QUICK = 3.0  # seconds that answers at steps of the slider may take
 _SPARSE = 10  # answers at every so many steps are worth having, at fewer not
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,6 @@ class Outcome:
     path: Path
     page: Path | None
     answers: list[Answer]
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model and what it is asked; `whole` is None where it only sees, `why` then says why."""
-
-    vision: VisionModel
-    whole: Checkpoint | None
-    asked: Asked | None
-    title: str
-    why: str = ""
 
 
 def run(
@@ -83,9 +70,9 @@ def run(
 
     `model` is the folder or hub name of a LLaVA model. It is asked `ask`, or what is in the
     picture, for an answer of `longest` tokens at most; with 0 only the part that sees is loaded.
-    Without a model, a `tower` of TOWERS gets random weights; without `image` and `tower` too, the
-    trained model that comes along gets its own picture. The card goes to `out`, the page to `html`
-    or beside it. Raises DemoError, with one line, for what a user can get wrong.
+    Without a model, a `tower` of `subjects.TOWERS` gets random weights; without `image` and
+    `tower` too, the trained model that comes along gets its own picture. The card goes to `out`,
+    the page to `html` or beside it. Raises DemoError, with one line, for what a user can get wrong.
     """
     path = writable("out", out)
     place = page_beside(path, html)
@@ -97,9 +84,43 @@ def run(
     photograph = open_picture(str(question.PICTURE) if own else image)
     origin = "the one that comes along" if own else "the photograph that comes along"
     say(f"picture     {image or origin}, {photograph.width} x {photograph.height} pixels")
-    subject = _subject(own, model, ask, longest, tower or "auto", photograph, say)
-    vision = subject.vision
-    layout = _layout(vision, photograph)
+    # The small model's work is so little that a second thread is waited for, not helped by.
+    with _threads(1 if own else torch.get_num_threads()):
+        subject = subjects.find(own, model, ask, longest, tower or "auto", photograph, say)
+        layout = _layout(subject.vision, photograph)
+        result = _compared(subject.vision, photograph, layout, budget, alpha, policy, say)
+        found = steps.of_picture(layout, result.keep, policy, budget)
+        shown = showing.Shown(
+            photograph,
+            subject.vision.colours(result.pixels).numpy(),
+            result.kept,
+            layout,
+            found,
+            next(number for number, step in enumerate(found) if step.budget == budget),
+            alpha,
+            policy,
+            subject.title,
+            subjects.machine(subject.vision),
+            why=subject.why,
+        )
+        if subject.whole and subject.asked:
+            shown = _with_answers(shown, subject.whole, subject.asked, say)
+    _write(shown, path, place, say)
+    return Outcome(
+        layout, result.kept, result.rows, result.stages, found, path, place, list(shown.answers)
+    )
+
+
+def _compared(
+    vision: VisionModel,
+    photograph: Image.Image,
+    layout: Layout,
+    budget: float | int,
+    alpha: float,
+    policy: str,
+    say: Say,
+) -> comparison.Comparison:
+    """Runs both ways, and says where tokens and time went."""
     try:
         tokens = {name: _tokens(layout, budget, name) for name in ("exact", "published")}
         _say_plan(layout, tokens[policy], budget, alpha, policy, vision, say)
@@ -118,23 +139,10 @@ def run(
     except (MemoryError, RuntimeError) as error:
         raise DemoError(f"model {vision.name}: {first_line(error)}") from error
     _say_ledger(layout, result, alpha, say)
-    found = steps.of_picture(layout, result.keep, policy, budget)
-    start = next(number for number, step in enumerate(found) if step.budget == budget)
-    shown = showing.Shown(
-        photograph,
-        vision.colours(result.pixels).numpy(),
-        result.kept,
-        layout,
-        found,
-        start,
-        alpha,
-        policy,
-        subject.title,
-        _machine(vision),
-        why=subject.why,
-    )
-    if subject.whole and subject.asked:
-        shown = _with_answers(shown, subject.whole, subject.asked, say)
+    return result
+
+
+def _write(shown: showing.Shown, path: Path, place: Path | None, say: Say) -> None:
     drawing = card.draw(shown.card())
     try:
         drawing.save(path, format="PNG")
@@ -147,60 +155,6 @@ def run(
         except OSError as error:
             raise DemoError(f"html {place}: {reason(error)}") from None
         say(f"            {place}, with a slider for the budget")
-    return Outcome(
-        layout, result.kept, result.rows, result.stages, found, path, place, list(shown.answers)
-    )
-
-
-def _subject(
-    own: bool,
-    model: str | None,
-    ask: str | None,
-    longest: int,
-    tower: str,
-    photograph: Image.Image,
-    say: Say,
-) -> _Subject:
-    try:
-        if own:
-            title = "A small LLaVA-NeXT, trained on such pictures"
-            say(f"model       {title[0].lower()}{title[1:]}; it comes along")
-            whole = question.load_own()
-            return _Subject(whole.vision, whole, question.own(whole, ask), title)
-        if model is None:
-            vision = _random_tower(tower, photograph, say)
-            why = "Random weights choose at random, and cannot answer: no question was asked."
-            return _Subject(vision, None, None, f"{vision.name}, random weights", why)
-        title = Path(model).name if Path(model).is_dir() else model
-        say(f"model       {model}")
-        if longest == 0:
-            vision = loading.load_model(model)
-            return _Subject(vision, None, None, title, "No question was asked.")
-        whole = checkpoint.load(model)
-        say(f"            on {whole.vision.device}, {str(whole.model.dtype).rpartition('.')[2]}")
-        return _Subject(whole.vision, whole, question.general(whole, ask, longest), title)
-    except ModelError as error:
-        raise DemoError(str(error)) from error
-    except QuestionError as error:
-        raise DemoError(f"question: {error}") from error
-    except Exception as error:
-        # A chat template is a program of somebody else's.
-        raise DemoError(f"model {model}: {first_line(error)}") from error
-
-
-def _random_tower(tower: str, photograph: Image.Image, say: Say) -> VisionModel:
-    size = tower
-    if tower == "auto":
-        size = "large"
-        partitions = geometry.layout(photograph.height, photograph.width).partitions
-        expected = loading.seconds_for("large", partitions)
-        if expected > _PATIENCE:
-            size = "small"
-            say(f"tower       the large one would take {expected:.0f} s here, so a smaller one")
-    vision = loading.random_model(size)
-    say(f"model       {vision.name}, random weights")
-    say("            Random weights choose at random. What a trained model keeps: --model")
-    return vision
 
 
 def _layout(vision: VisionModel, photograph: Image.Image) -> Layout:
@@ -262,7 +216,7 @@ def _with_answers(shown: showing.Shown, whole: Checkpoint, asked: Asked, say: Sa
     known = "" if asked.right is None else f" (it is {asked.right})"
     say(f"question    {asked.text}{known}")
     try:
-        every, few = answers([None if asked.stock else 1.0, shown.steps[shown.start].budget], 20)
+        every, few = answers([None if asked.stock else 1.0, shown.steps[shown.start].budget], _RUNS)
         few = replace(few, tokens=int(shown.kept.sum()))
         at_steps = {shown.start: few}
         stride = max(1, math.ceil(few.whole * len(shown.steps) / _QUICK))
@@ -288,13 +242,15 @@ def _with_answers(shown: showing.Shown, whole: Checkpoint, asked: Asked, say: Sa
     return replace(shown, asked=asked, answers=[every, few], at_steps=at_steps)
 
 
-def _machine(vision: VisionModel) -> str:
-    """What the times were measured on."""
-    if vision.device.type == "cuda":
-        return torch.cuda.get_device_name(vision.device)
-    threads = torch.get_num_threads()
-    name = re.sub(r"\((R|TM)\)", "", info.cpu_name())
-    return f"{name}, {threads} thread{'s' * (threads != 1)}"
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _progress(layers: range) -> Iterator[int]:

@@ -30,6 +30,7 @@ from hired_kernels.cli import (
     loading,
     picture,
     question,
+    subjects,
 )
 from hired_kernels.geometry import layout
 
@@ -177,7 +178,9 @@ def test_demo_with_the_model_that_comes_along(tmp_path, capsys):
 
 def test_demo_keeps_what_the_picture_shows(tmp_path):
     """Of the patches with shapes and digits a selection of a fifth keeps nearly all."""
+    threads = torch.get_num_threads()
     outcome = demo.run(out=str(tmp_path / "demo.png"), say=lambda line: None)
+    assert torch.get_num_threads() == threads
     shown = np.asarray(Image.open(question.PICTURE)).astype(int)
     colourful = (shown.max(axis=2) - shown.min(axis=2) > 90).reshape(2, 8, 14, 2, 8, 14)
     patches = colourful.transpose(0, 3, 1, 4, 2, 5).reshape(4, 64, -1).mean(axis=2) > 0.1
@@ -338,13 +341,13 @@ def test_the_slow_machine_gets_the_small_tower(monkeypatch):
     lines = []
     monkeypatch.setattr(loading, "seconds_for", lambda size, partitions: 31.0)
     monkeypatch.setattr(loading, "random_model", lambda size: SimpleNamespace(name=size))
-    model = demo._random_tower("auto", demo.open_picture(None), lines.append)
+    model = subjects.random_tower("auto", demo.open_picture(None), lines.append)
     assert model.name == "small"
     assert "the large one would take 31 s" in lines[0]
 
 
 def test_towers_are_the_same_everywhere():
-    assert commands._TOWERS == demo.TOWERS
+    assert commands._TOWERS == subjects.TOWERS
 
 
 def test_demo_without_transformers_says_what_to_install():
