@@ -24,7 +24,7 @@ from hired_kernels import backends
 
 try:
     from hired_kernels.cli import info
-except ModuleNotFoundError:  # a build from before there was cli/: BEFORE=<commit> make gpu-bundle
+except ImportError:  # a build from before there was cli/: BEFORE=<commit> make gpu-bundle
     from hired_kernels import info
 
     info.cpu_name, info.version = info._cpu_name, info._version
