@@ -76,10 +76,12 @@ def _place(name: str, config: PreTrainedConfig) -> tuple[str, torch.dtype | str]
         if _SPARE * count * size <= torch.cuda.mem_get_info()[0]:
             return "cuda", "auto"
     free = _free_memory()
+    if free is None:
+        return "cpu", torch.float32
     for dtype in (torch.float32, torch.bfloat16):
-        if free is None or _SPARE * count * dtype.itemsize <= free:
+        need = _SPARE * count * dtype.itemsize
+        if need <= free:
             return "cpu", dtype
-    need = _SPARE * count * torch.bfloat16.itemsize
     raise ModelError(
         f"model {name!r}: expected {need / 1e9:.1f} GB of free memory, got {free / 1e9:.1f} GB "
         "(--new-tokens 0 loads only the part that sees)"

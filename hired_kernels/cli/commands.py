@@ -119,7 +119,7 @@ def _info(model: str | None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from . import demo
+        from . import demo, files
     except ModuleNotFoundError as error:
         return _lacks("demo", error)
     try:
@@ -136,7 +136,7 @@ def _demo(options: argparse.Namespace) -> int:
             html=options.html,
             say=_say,
         )
-    except demo.DemoError as error:
+    except files.DemoError as error:
         return _fail("demo", str(error))
     return 0
 

@@ -140,7 +140,7 @@ def _painted(content: Content, shape: Shape, number: int) -> Image.Image:
 
 
 def _bits(kept: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(kept.reshape(-1))).decode()
+    return base64.b64encode(np.packbits(kept.reshape(-1)).tobytes()).decode()
 
 
 def _address(image: Image.Image) -> str:

@@ -124,14 +124,16 @@ def lines(layout: Layout, panels: Panels) -> list[Box]:
     (R, C), side = layout.grid, layout.side
     left, top, right, bottom = panels.grid
     first_row, last_row, first_col, last_col = shown(layout)
+    columns = left + _edges(last_col - first_col, right - left)
+    rows = top + _edges(last_row - first_row, bottom - top)
     boxes = []
     for c in range(1, C):
         if first_col < c * side < last_col:
-            x = left + _edge(c * side - first_col, last_col - first_col, right - left)
+            x = int(columns[c * side - first_col])
             boxes.append((x - 1, top, x + 1, bottom))
     for r in range(1, R):
         if first_row < r * side < last_row:
-            y = top + _edge(r * side - first_row, last_row - first_row, bottom - top)
+            y = int(rows[r * side - first_row])
             boxes.append((left, y - 1, right, y + 1))
     return boxes
 
@@ -145,16 +147,16 @@ def dimmed(pixels: np.ndarray) -> np.ndarray:
     return (muted * DIM + shade).clip(0, 255).astype("u1")
 
 
-def _edge(cell: int | np.ndarray, cells: int, pixels: int) -> int | np.ndarray:
-    """Where a cell begins, of so many over so many pixels."""
-    return (cell * pixels + cells // 2) // cells
+def _edges(cells: int, pixels: int) -> np.ndarray:
+    """Where each of so many cells begins over so many pixels, and where the last one ends."""
+    return (np.arange(cells + 1) * pixels + cells // 2) // cells
 
 
 def _cells(box: Box, rows: int, cols: int) -> np.ndarray:
     """The boxes of a grid of rows x cols cells that fills `box`: (rows, cols, 4)."""
     left, top, right, bottom = box
-    x = left + _edge(np.arange(cols + 1), cols, right - left)
-    y = top + _edge(np.arange(rows + 1), rows, bottom - top)
+    x = left + _edges(cols, right - left)
+    y = top + _edges(rows, bottom - top)
     cells = np.empty((rows, cols, 4), dtype=np.int64)
     cells[..., 0], cells[..., 2] = x[:-1], x[1:]
     cells[..., 1], cells[..., 3] = y[:-1, None], y[1:, None]

@@ -129,7 +129,9 @@ def finish_all(tower: nn.Module, encoded: Encoded) -> Tensor:
     return _close(layer, encoded.hidden, attended)
 
 
-def run_remaining_layers(tower: nn.Module, hidden: Tensor, feature_layer: int = -2) -> Tensor:
+def run_remaining_layers(
+    tower: nn.Module, hidden: Tensor, feature_layer: FeatureLayer = -2
+) -> Tensor:
     """What a plain forward pass goes on to compute after the feature layer, for comparison.
 
     hidden (P, N, D) as `finish_all` returns it. Returns the pooled output (P, D), which LLaVA
