@@ -27,6 +27,8 @@ from hired_kernels import backends
 
 NAME = os.environ.get("HIRED_TEST_TARGET", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Of the host, to try a target with: to the others they are all the same.
+THREADS = (1, 2, 4) if NAME == "cpu" else (1,)
 
 
 @cache

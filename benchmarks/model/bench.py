@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hired_kernels.models import flops, hired_tower
+from hired_kernels.models import hired_tower
 from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
 
 from ..shared import command, report
 from ..shared.command import require
 from ..shared.llava_next import GRID, IMAGE_TOKEN, SIDE_PIXELS, SIZES, TEXT_TOKENS
-from . import contenders, roofline
+from . import contenders, flops, roofline
 from .contenders import Job
 
 PARTITIONS = 1 + GRID[0] * GRID[1]

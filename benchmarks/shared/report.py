@@ -21,7 +21,13 @@ import torch
 
 import hired_kernels
 from hired_kernels import backends
-from hired_kernels.cli import info
+
+try:
+    from hired_kernels.cli import info
+except ImportError:  # a build from before there was cli/: BEFORE=<commit> make gpu-bundle
+    from hired_kernels import info
+
+    info.cpu_name, info.version = info._cpu_name, info._version
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,7 +76,7 @@ def load_average() -> float:
 
 
 def version(package: str) -> str | None:
-    return info._version(package)
+    return info.version(package)
 
 
 def processor(environment: dict[str, Any]) -> str:

@@ -33,11 +33,11 @@ def _line(name: str, text: str) -> str:
 
 
 def _versions() -> Iterator[str]:
-    yield f"hired_kernels {_version('hired-kernels') or '(not installed, run from its source)'}"
+    yield f"hired_kernels {version('hired-kernels') or '(not installed, run from its source)'}"
     yield _line("Python", platform.python_version())
     yield _line("PyTorch", torch.__version__)
     for package in ("transformers", "triton"):
-        yield _line(package, _version(package) or "not installed")
+        yield _line(package, version(package) or "not installed")
 
 
 def _built() -> Iterator[str]:
@@ -113,7 +113,7 @@ def _native_module() -> ModuleType:
     return _C
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionModelWithProjection
 
 import hired_kernels as hired
-from hired_kernels.models import flops, hired_tower, vision_tower
+from benchmarks.model import flops
+from hired_kernels.models import hired_tower, vision_tower
 from hired_kernels.models.accounting import plan
 
 ATTENTIONS = ["sdpa", "eager", "flex_attention"]

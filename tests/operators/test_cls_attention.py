@@ -33,7 +33,7 @@ from strategies import (
     select_qk_calls,
     tensors,
 )
-from targets import in_charge, one_block_size, target
+from targets import THREADS, in_charge, one_block_size, target
 from torch import Tensor
 
 from hired_kernels import arguments
@@ -247,7 +247,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype) -> Non
     with one_block_size(128):
         torch.set_num_threads(1)
         first = bits(attention(call))
-        for count in (1, 2, 4):
+        for count in THREADS:
             torch.set_num_threads(count)
             for _ in range(2):
                 assert torch.equal(bits(attention(call)), first)

@@ -26,7 +26,7 @@ from strategies import (
     select_qk_calls,
     tensors,
 )
-from targets import INTERPRETED, in_charge, target
+from targets import INTERPRETED, THREADS, in_charge, target
 from torch import Tensor
 
 from hired_kernels import arguments, geometry
@@ -274,7 +274,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtyp
         call["attn_final"] = call["attn_final"].round()
     torch.set_num_threads(1)
     expected = target(op, **call)
-    for count in (1, 2, 4):
+    for count in THREADS:
         torch.set_num_threads(count)
         for _ in range(3):
             assert same(target(op, **call), expected)

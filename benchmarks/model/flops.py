@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .vision_tower import FeatureLayer, selection_layer
+from hired_kernels.models.vision_tower import FeatureLayer, selection_layer
 
 
 def tower(
