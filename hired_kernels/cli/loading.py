@@ -193,8 +193,9 @@ def check(name: str, config: PreTrainedConfig) -> None:
     vision = getattr(config, "vision_config", None)
     kind = f"{config.model_type} with {getattr(vision, 'model_type', 'no vision tower')}"
     if config.model_type not in _MODELS or vision.model_type != "clip_vision_model":
-        served = ", ".join(support.MODEL_TYPES.values())
-        raise ModelError(f"model {name!r}: expected one of {served}, with CLIP, got {kind}")
+        *served, last = support.MODEL_TYPES.values()
+        expected = f"{', '.join(served)} or {last} with CLIP"
+        raise ModelError(f"model {name!r}: expected {expected}, got {kind}")
     if support.strategy_of(config) != "default":
         raise ModelError(f"model {name!r}: expected features without CLS, got them with it")
     support.feature_states(config, support.feature_layer_of(config))

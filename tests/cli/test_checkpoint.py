@@ -168,6 +168,8 @@ def test_a_model_without_room_is_one_line(tmp_path, capsys, monkeypatch):
     name, out = str(tmp_path / "model"), str(tmp_path / "demo.png")
     monkeypatch.setattr(checkpoint, "_free_memory", lambda: 4 * count)
     assert checkpoint.load(name).model.dtype == torch.bfloat16
+    assert cli.main(["demo", "--model", name, "--out", out, "--new-tokens", "2"]) == 0
+    assert "on cpu, bfloat16" in capsys.readouterr().out
     monkeypatch.setattr(checkpoint, "_free_memory", lambda: 5 * count)
     assert checkpoint.load(name).model.dtype == torch.float32
     monkeypatch.setattr(checkpoint, "_free_memory", lambda: 2 * count)
@@ -226,7 +228,10 @@ def test_other_models_are_refused(longest, tmp_path, capsys):
     )
     LlavaConfig(vision_config=tower, vision_feature_layer=-9).save_pretrained(tmp_path / "layer")
     for name, reason in (
-        ("siglip", "expected one of LLaVA-1.5, .*, with CLIP, got llava with siglip_vision_model"),
+        (
+            "siglip",
+            "expected LLaVA-1.5, .* or VipLLaVA with CLIP, got llava with siglip_vision_model",
+        ),
         ("full", "expected features without CLS, got them with it"),
         ("layer", "expected the output of one of 4 layers, got -9"),
     ):

@@ -122,14 +122,14 @@ def test_colours_undo_the_normalisation():
 def test_models_of_another_kind_are_refused(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "clip")
     save("llava-next", tmp_path / "full", vision_feature_select_strategy="full")
-    save("llava-next", tmp_path / "two", vision_feature_layer=[-2, -1])
+    save("llava-next", tmp_path / "two", vision_feature_layer=[-2, -9])
     save("llava-next", tmp_path / "none")
     (tmp_path / "none" / "preprocessor_config.json").unlink()
     (tmp_path / "empty").mkdir()
     for folder, expected in (
-        ("clip", "expected LLaVA-NeXT or LLaVA with CLIP, got clip_vision_model"),
+        ("clip", "expected LLaVA-1.5, .* or VipLLaVA with CLIP, got clip_vision_model"),
         ("full", "expected features without CLS"),
-        ("two", r"expected one feature layer, got \[-2, -1\]"),
+        ("two", r"expected the output of one of 4 layers, got \[-2, -9\]"),
         ("none", "processor"),
         ("empty", "model_type"),
         ("absent", "neither a folder nor a hub name"),
