@@ -4,7 +4,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # GPU architectures of the build: those of the GPU that is there, else none (a list like "61;90",
-# "all" or "auto" asks for more: README, CUDA).
+# "all" or "auto" asks for more: docs/install.md).
 HIRED_CUDA_ARCHS ?= $(shell nvidia-smi > /dev/null 2>&1 && echo auto || echo none)
 export HIRED_CUDA_ARCHS
 VENV := .venv

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,9 +57,29 @@ class Backend:
         return self.available and (device_type in self.devices or "*" in self.devices)
 
 
+def _installed_elsewhere() -> Path | None:
+    """The folder of an installed package with its native library, if this is another one.
+
+    Python puts the folder that it runs from first, so that in a checkout its source is imported.
+    """
+    ours = os.path.realpath(_LIBRARY.parent)
+    for entry in sys.path:
+        folder = Path(entry, _LIBRARY.parent.name)
+        if (folder / _LIBRARY.name).exists() and os.path.realpath(folder) != ours:
+            return folder.parent
+    return None
+
+
 def _load_native() -> str:
     """Load the native library; returns why it is not there, or an empty string."""
     if not _LIBRARY.exists():
+        if installed := _installed_elsewhere():
+            why = (
+                f"this is the source in {_LIBRARY.parents[1]}, which hides the package installed "
+                f"in {installed}: run from another folder, or use the command hired"
+            )
+            warnings.warn(f"hired_kernels: {why}", RuntimeWarning, stacklevel=2)
+            return why
         return (
             "the native library was not built (no C++ compiler at installation, or HIRED_NATIVE=0)"
         )

@@ -45,7 +45,7 @@ def _built() -> Iterator[str]:
     try:
         native = _native_module()
     except ImportError as error:
-        yield _line("native library", f"not built: {error}")
+        yield _line("native library", f"not loaded: {error}")
         return
     build = native.build_info()
     yield _line("native library", f"{build['version']}, {build['compiler']}")

@@ -259,3 +259,24 @@ def test_other_wheels_are_no_kernel(tmp_path: Path) -> None:
         tool("hf_kernel").lay_out(
             [Path("hired_kernels-0.1.0+reference-py3-none-any.whl")], tmp_path
         )
+
+
+@pytest.mark.skipif(not LIBRARY.exists(), reason="the native library was not built")
+def test_a_checkout_that_hides_the_installed_package_says_so(tmp_path: Path) -> None:
+    """After `pip install .`, Python in the checkout imports the source, which has no library."""
+    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
+    sources = shutil.ignore_patterns("*.so", "__pycache__", "data")
+    shutil.copytree(PACKAGE, checkout / "hired_kernels", ignore=sources)
+    (installed / "hired_kernels").mkdir(parents=True)
+    shutil.copy(LIBRARY, installed / "hired_kernels")
+    env = dict(os.environ, PYTHONPATH=str(installed))
+    command = [sys.executable, "-m", "hired_kernels", "info"]
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+    why = f"this is the source in {checkout}, which hides the package installed in {installed}"
+    assert f"RuntimeWarning: hired_kernels: {why}" in done.stderr
+    assert f"cpu                not available because: {why}" in done.stdout
+    alone = subprocess.run(
+        command, cwd=checkout, env=dict(env, PYTHONPATH=""), capture_output=True, text=True
+    )
+    assert "hides" not in alone.stdout + alone.stderr
+    assert "the native library was not built" in alone.stdout

@@ -70,7 +70,7 @@ def test_info_says_what_is_not_there(monkeypatch, capsys):
     monkeypatch.setattr(backends, "table", lambda: [*rows, gone])
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
-    assert "not built: no module of that name" in said
+    assert "not loaded: no module of that name" in said
     assert re.search(r"^  other +not available because: it was never written$", said, re.MULTILINE)
 
 
