@@ -35,7 +35,7 @@ def test_the_readme_with_a_checkpoint(tmp_path, monkeypatch, capsys):
     names = {}
     exec(compile(text, "README.md", "exec"), names)
     assert names["model"].hired.settings.budget == 0.2
-    assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert len(names["answer"]) == 50
     assert capsys.readouterr().out.strip()
 
 
