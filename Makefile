@@ -18,8 +18,9 @@ TARGET_TESTS := $(patsubst %,tests/operators/test_%.py,parity invariants cls_att
 SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic)
 EMULATED_TESTS := $(TARGET_TESTS) tests/emulator/test_emulated.py \
   tests/gpu/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
-CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code deployment symbols) \
-  $(patsubst %,tests/operators/test_%.py,backends parity isas)
+CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code symbols) \
+  tests/build/test_deployment.py::test_library_needs_no_python \
+  $(patsubst %,tests/operators/test_%.py,backends parity)
 INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operators/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

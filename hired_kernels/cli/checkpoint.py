@@ -38,15 +38,15 @@ class Checkpoint:
         return config.image_token_index if token is None else token
 
 
-def load(name: str) -> Checkpoint:
+def load(name: str, *, gpu: bool = True) -> Checkpoint:
     """A LLaVA model from a folder or a hub name, with all that it takes to ask it.
 
     Raises ModelError, with one line, for whatever goes wrong.
     """
-    return loading.had(name, _load)
+    return loading.had(name, lambda name: _load(name, gpu))
 
 
-def _load(name: str) -> Checkpoint:
+def _load(name: str, gpu: bool) -> Checkpoint:
     config = AutoConfig.from_pretrained(name)
     loading.check(name, config)
     try:
@@ -57,7 +57,7 @@ def _load(name: str) -> Checkpoint:
             f"model {name!r}: it cannot be asked, since its processor does not load: "
             f"{first_line(error)} (--new-tokens 0 asks nothing)"
         ) from error
-    device, dtype = _place(name, config)
+    device, dtype = _place(name, config, gpu)
     model, report = AutoModelForImageTextToText.from_pretrained(
         name, dtype=dtype, output_loading_info=True
     )
@@ -67,11 +67,11 @@ def _load(name: str) -> Checkpoint:
     return Checkpoint(model, processor, vision)
 
 
-def _place(name: str, config: PreTrainedConfig) -> tuple[str, torch.dtype | str]:
+def _place(name: str, config: PreTrainedConfig, gpu: bool) -> tuple[str, torch.dtype | str]:
     """Device and type that a model has room in. Raises ModelError where there is no room."""
     with torch.device("meta"):
         count = sum(weight.numel() for weight in _unloaded(config).parameters())
-    if torch.cuda.is_available():
+    if gpu and torch.cuda.is_available():
         size = (getattr(config, "dtype", None) or torch.float32).itemsize
         if _SPARE * count * size <= torch.cuda.mem_get_info()[0]:
             return "cuda", "auto"

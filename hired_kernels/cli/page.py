@@ -25,7 +25,7 @@ from . import picture
 from .picture import Box, Shape
 from .steps import Step
 
-TEMPLATE = Path(__file__).parents[1] / "data" / "page.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 _WIDEST, _TALLEST = 840, 840  # of a picture on the page, in pixels
 _QUALITY = 84
 

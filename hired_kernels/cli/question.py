@@ -113,8 +113,8 @@ def general(checkpoint: Checkpoint, text: str | None, longest: int) -> Asked:
 
 
 def load_own() -> Checkpoint:
-    """The model that comes along."""
-    return load(str(FOLDER))
+    """The model that comes along: on the CPU, for which it is small enough."""
+    return load(str(FOLDER), gpu=False)
 
 
 @torch.inference_mode()

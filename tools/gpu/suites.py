@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make test-gpu`: all tests that want a GPU, within five minutes on sixteen cores.
 
+    python3 tools/gpu/suites.py [NAME ...]      only those of the table with these names
+
 The short list alone first; then the CUDA backend's tests and memcheck side by side; then Triton's
 and the code for Pascal; then the other tools of compute-sanitizer. A suite ends at its third
 failure, hypothesis does not shrink, and what hangs is named by its own traceback. What is said
@@ -144,14 +146,19 @@ def counted(stages: Iterable[Stage]) -> str:
 
 def main() -> int:
     run = Run(out() / "test-gpu.log", SECONDS)
+    names = sys.argv[1:]
+
+    def asked(stages: list[Stage]) -> list[Stage]:
+        return [stage for stage in stages if not names or stage.name in names]
+
     run.say(f"   commit {package.commit()}")
     built = package.obtain(run, "release", "pascal")
     if (release := built.get("release")) and run.one(short_list(release, 40)):
-        run.side_by_side(in_cuda(release, 110))
+        run.side_by_side(asked(in_cuda(release, 110)))
         third = in_triton(release, 90) if triton_serves() else []
         third += for_pascal(built["pascal"], 90) if "pascal" in built else []
-        run.side_by_side(third)
-        run.side_by_side(other_tools(release, 50))
+        run.side_by_side(asked(third))
+        run.side_by_side(asked(other_tools(release, 50)))
     return run.end([counted(run.stages)])
 
 
