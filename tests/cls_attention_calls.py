@@ -21,6 +21,13 @@ from torch import Tensor
 from hired_kernels import arguments
 
 TINY = 2.0**-147  # a few of the smallest denormals
+# Sizes that the GPU backends refuse, and how.
+BEYOND_LIMITS = [
+    ({"T": 4097}, "tokens: expected T <= 4096"),
+    ({"H": 65}, "query: expected H <= 64"),
+    ({"Dh": 257}, "query: expected Dh <= 256"),
+    ({"N": 8193}, "key: expected N <= 8192"),
+]
 SELECTION = ("features", "grids", "budgets", "alpha", "crops", "policy", "order")
 
 

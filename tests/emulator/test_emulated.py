@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from callers import reference
-from cls_attention_calls import agree, seeded_attention_call
+from cls_attention_calls import BEYOND_LIMITS, agree, seeded_attention_call
 from strategies import Call, same, seeded_call, seeded_qk_call
 from targets import emulated, emulator, schedule
 
@@ -99,15 +99,7 @@ def test_the_largest_partition_and_grid() -> None:
     assert same(emulated("select", **call), reference("select", **call))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"T": 4097}, "tokens: expected T <= 4096"),
-        ({"H": 65}, "query: expected H <= 64"),
-        ({"Dh": 257}, "query: expected Dh <= 256"),
-        ({"N": 8193}, "key: expected N <= 8192"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), BEYOND_LIMITS)
 def test_limits_of_attention_are_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(RuntimeError, match=f"hired::cls_attention: {message} on the cuda backend"):
         emulated("cls_attention", **seeded_attention_call(1, P=1, **changes))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bad_calls import BAD_CALLS, GOOD_CALLS, BadCall, GoodCall, valid_call
 from callers import Caller, callers, fake, operator, reference
-from cls_attention_calls import composed, seeded_attention_call, split
+from cls_attention_calls import BEYOND_LIMITS, composed, seeded_attention_call, split
 from gpu_cases import BACKEND, CASES, Results, assert_right, case, on_gpu, plain_memory, right, run
 from gpu_short_list import MANY
 from strategies import FEATURE_DTYPES, random_bits, seeded_call, seeded_qk_call
@@ -68,15 +68,7 @@ def test_large_attention(name: str) -> None:
     assert_right("cls_attention", seeded_attention_call(1, **LARGE_ATTENTION[name]))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"T": 4097}, "tokens: expected T <= 4096"),
-        ({"H": 65}, "query: expected H <= 64"),
-        ({"Dh": 257}, "query: expected Dh <= 256"),
-        ({"N": 8193}, "key: expected N <= 8192"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), BEYOND_LIMITS)
 def test_limits_of_attention_are_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(RuntimeError, match=f"{message} on the {BACKEND} backend"):
         run("cls_attention", on_gpu(seeded_attention_call(1, P=1, **changes)))
