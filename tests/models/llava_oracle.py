@@ -155,6 +155,17 @@ def without_surplus(inputs, features, padding_side):
     return {"input_ids": ids, "attention_mask": (ids != 1).long()}, visible
 
 
+def note_calls(module, calls):
+    """Note each call of a module by a `forward` of one's own in the object, without a hook."""
+    forward = module.forward
+
+    def noting(*args, **kwargs):
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    module.forward = noting
+
+
 def names_of(function):
     """Names of a function's parameters."""
     return inspect.signature(function).parameters

@@ -11,7 +11,7 @@ import fcntl
 import pytest
 import torch
 from llava_models import twin
-from llava_oracle import stock_inputs, switched
+from llava_oracle import note_calls, stock_inputs, switched
 from two_processes import (
     CASES,
     NEWLINES,
@@ -153,7 +153,7 @@ def test_layers_that_are_computed_again_have_the_same_gradients(settings, reentr
     again, calls = twin(model), []
     again.gradient_checkpointing_enable({"use_reentrant": reentrant})
     for number in (0, 1):
-        count_calls(again.model.vision_tower.encoder.layers[number].mlp, calls)
+        note_calls(again.model.vision_tower.encoder.layers[number].mlp, calls)
     found = gradients(again, inputs)
     assert len(calls) == 2 * 2  # forward, and once more for the gradient
     assert_same_gradients(found, expected)
@@ -186,7 +186,7 @@ def test_checkpoint_wrappers_of_torch(settings, order):
         hired.apply_hired(model, None, budget=0.3, **settings)
     calls = []
     for number in (0, 1):
-        count_calls(model.model.vision_tower.encoder.layers[number].mlp, calls)
+        note_calls(model.model.vision_tower.encoder.layers[number].mlp, calls)
     assert_same_gradients(gradients(model, inputs), expected)
     assert len(calls) == 2 * 2
     hired.remove_hired(model)
@@ -209,14 +209,3 @@ def test_separators_without_a_part_have_a_gradient_of_zero(settings):
     newline.zero_().grad = None
     gradients(model, inputs)
     assert newline.grad is None
-
-
-def count_calls(module, calls):
-    """Note each call of a module, by no hook."""
-    forward = module.forward
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return forward(*args, **kwargs)
-
-    module.forward = counted

@@ -13,7 +13,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils.operations import convert_outputs_to_fp32
 from llava_models import twin
-from llava_oracle import CLOSE, logits_of, partitions_of, stock_inputs, switched
+from llava_oracle import CLOSE, logits_of, note_calls, partitions_of, stock_inputs, switched
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -163,23 +163,13 @@ PLACES = ["", "encoder", "encoder.layers.0", "encoder.layers.0.self_attn", "enco
           "encoder.layers.2.mlp", "encoder.layers.3"]  # fmt: skip
 
 
-def replace_forward(module, calls):
-    old = module.forward
-
-    def forward(*args, **kwargs):
-        calls.append(1)
-        return old(*args, **kwargs)
-
-    module.forward = forward
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_forward_that_was_replaced_is_called(place, order, outcomes):
     """Once, as in the stock model; a later layer's not at all, or where the whole tower runs."""
     outcome, calls = outcomes["{}"], []
     model = outcome.try_on(
-        order, lambda model: replace_forward(tower_of(model).get_submodule(place), calls)
+        order, lambda model: note_calls(tower_of(model).get_submodule(place), calls)
     )
     assert len(calls) == 1 or (place == "encoder.layers.3" and model.hired.why_full is None)
     outcome.check_off(model)
