@@ -20,8 +20,10 @@ from torch import Tensor
 from . import geometry
 
 SCORE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-POLICIES = ("exact", "published")
-ORDERS = ("raster", "partition")
+POLICIES = ("exact", "published", "pooled")
+ORDERS = ("raster", "partition", "full_last")
+MAX_MERGE = 64  # patches a side of a token
+QUERIES = ("(P, H, Dh)", "(P, Q, H, Dh)")  # shapes of queries, in letters
 _TWO_TO_63 = 1 << 63
 
 
@@ -40,6 +42,11 @@ class Refusal:
     def unless(self, condition: Any, argument: str, expected: str, got: object) -> None:
         """The same for a condition that may be symbolic, even unbacked (`torch._check`)."""
         torch._check(condition, lambda: self.message(argument, expected, got))
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`("a", "b", "c")` as "a, b or c"."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -76,6 +83,7 @@ def check_select(
     crops: Sequence[Any] | None,
     policy: str,
     order: str,
+    merge: int = 1,
 ) -> None:
     """Raise unless `hired::select` accepts these arguments."""
     refuse = Refusal("select")
@@ -91,7 +99,7 @@ def check_select(
         expected = f"the dtype of attn_final ({_dtype_name(attn_final.dtype)})"
         refuse("attn_init", expected, _dtype_name(attn_init.dtype))
     _check_sizes(refuse, P, (("features", "T", T), ("attn_final", "H", H)))
-    B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order)
+    B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order, merge)
     if attn_init.shape[0] not in (P, B) or tuple(attn_init.shape[1:]) != (H, T):
         expected = f"shape {_shape(P, H, T)} or {_shape(B, H, T)}"
         refuse("attn_init", expected, _shape(*attn_init.shape))
@@ -110,23 +118,25 @@ def check_select_qk(
     crops: Sequence[Any] | None,
     policy: str,
     order: str,
+    merge: int = 1,
 ) -> None:
     """Raise unless `hired::select_qk` accepts these arguments."""
     refuse = Refusal("select_qk")
     _check_features(refuse, features)
     first = ("features", features)
     P, T = features.shape[0], features.shape[1]
-    _check_score_tensor(refuse, "query_final", query_final, "(P, H, Dh)", first)
-    H, Dh = query_final.shape[1], query_final.shape[2]
+    _check_score_tensor(refuse, "query_final", query_final, *QUERIES, first)
+    H, Dh = query_final.shape[-2:]
     if query_final.shape[0] != P:
-        refuse("query_final", f"shape {_shape(P, 'H', 'Dh')}", _shape(*query_final.shape))
+        letters = ("H", "Dh") if query_final.dim() == 3 else ("Q", "H", "Dh")
+        refuse("query_final", f"shape {_shape(P, *letters)}", _shape(*query_final.shape))
     _check_score_tensor(refuse, "key_final", key_final, "(P, N, H, Dh)", first)
     N = key_final.shape[1]
     if key_final.shape[0] != P or tuple(key_final.shape[2:]) != (H, Dh):
         refuse("key_final", f"shape {_shape(P, 'N', H, Dh)}", _shape(*key_final.shape))
     if N < T:
         refuse("key_final", f"N >= T = {T}", f"N = {N}")
-    _check_score_tensor(refuse, "query_init", query_init, "(P, H, Dh)", first)
+    _check_score_tensor(refuse, "query_init", query_init, *QUERIES, first)
     _check_score_tensor(refuse, "key_init", key_init, "(P, N, H, Dh)", first)
     for name, tensor in (
         ("key_final", key_final),
@@ -143,13 +153,15 @@ def check_select_qk(
         ("key_init", key_init),
     ):
         _check_unit_stride(refuse, name, tensor)
-    sizes = (("features", "T", T), ("query_final", "H", H), ("query_final", "Dh", Dh))
-    _check_sizes(refuse, P, sizes)
+    sizes = [("features", "T", T), ("query_final", "H", H), ("query_final", "Dh", Dh)]
+    _check_sizes(refuse, P, sizes + _queries("query_final", query_final))
     _check_scale(refuse, scale)
-    B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order)
-    if query_init.shape[0] not in (P, B) or tuple(query_init.shape[1:]) != (H, Dh):
-        expected = f"shape {_shape(P, H, Dh)} or {_shape(B, H, Dh)}"
+    B = _check_integers(refuse, P, T, grids, budgets, alpha, crops, policy, order, merge)
+    of_row = (H, Dh) if query_init.dim() == 3 else (query_init.shape[1], H, Dh)
+    if query_init.shape[0] not in (P, B) or tuple(query_init.shape[1:]) != of_row:
+        expected = f"shape {_shape(P, *of_row)} or {_shape(B, *of_row)}"
         refuse("query_init", expected, _shape(*query_init.shape))
+    _check_sizes(refuse, P, _queries("query_init", query_init))
     rows = query_init.shape[0]
     if key_init.shape[0] != rows or tuple(key_init.shape[1:]) != (N, H, Dh):
         refuse("key_init", f"shape {_shape(rows, N, H, Dh)}", _shape(*key_init.shape))
@@ -159,8 +171,8 @@ def check_cls_attention(query: Tensor, key: Tensor, tokens: Any, scale: float | 
     """Raise unless `hired::cls_attention` accepts these arguments."""
     refuse = Refusal("cls_attention")
     first = ("query", query)
-    _check_score_tensor(refuse, "query", query, "(P, H, Dh)", first)
-    P, H, Dh = query.shape
+    _check_score_tensor(refuse, "query", query, *QUERIES, first)
+    P, H, Dh = query.shape[0], *query.shape[-2:]
     _check_score_tensor(refuse, "key", key, "(P, N, H, Dh)", first)
     N = key.shape[1]
     if key.shape[0] != P or tuple(key.shape[2:]) != (H, Dh):
@@ -170,10 +182,16 @@ def check_cls_attention(query: Tensor, key: Tensor, tokens: Any, scale: float | 
         refuse("key", expected, _dtype_name(key.dtype))
     _check_unit_stride(refuse, "query", query)
     _check_unit_stride(refuse, "key", key)
-    _check_sizes(refuse, P, (("query", "H", H), ("query", "Dh", Dh)))
+    sizes = [("query", "H", H), ("query", "Dh", Dh)]
+    _check_sizes(refuse, P, sizes + _queries("query", query))
     for inside in (tokens >= 1, tokens <= N):
         refuse.unless(inside, "tokens", f"1 <= T <= N = {N}", f"T = {tokens}")
     _check_scale(refuse, scale)
+
+
+def _queries(name: str, query: Tensor) -> list[tuple[str, str, Any]]:
+    """What _check_sizes checks of the queries of (P, Q, H, Dh)."""
+    return [(name, "Q", query.shape[1])] if query.dim() == 4 else []
 
 
 def output_rows(
@@ -183,7 +201,8 @@ def output_rows(
     crops: Sequence[Any] | None,
     policy: str,
 ) -> list[Any]:
-    """Rows of the output that each picture owns; their sum is K. Flat lists, as the operators."""
+    """Rows of the output that each picture owns; their sum is K. Flat lists, as the operators;
+    `tokens` are those of a partition, blocks of patches where they are merged."""
     boxes: Sequence[Any] = quads(crops) if crops is not None else [None] * len(budgets)
     return [
         geometry.kept_tokens(budget, grid, tokens, crop, policy)
@@ -200,12 +219,15 @@ def _check_features(refuse: Refusal, features: Tensor) -> None:
 
 
 def _check_score_tensor(
-    refuse: Refusal, name: str, tensor: Tensor, shape: str, first: tuple[str, Tensor]
+    refuse: Refusal, name: str, tensor: Tensor, *shapes_and_first: Any
 ) -> None:
-    """`first`, the operator's first argument, says the device."""
-    rank = shape.count(",") + 1
-    if tensor.dim() != rank:
-        refuse(name, f"rank {rank} {shape}", f"rank {tensor.dim()}")
+    """Shapes that it may have, in letters, and the operator's first argument, which says the
+    device."""
+    *shapes, first = shapes_and_first
+    ranks = [shape.count(",") + 1 for shape in shapes]
+    if tensor.dim() not in ranks:
+        expected = " or ".join(f"{rank} {shape}" for rank, shape in zip(ranks, shapes, strict=True))
+        refuse(name, f"rank {expected}", f"rank {tensor.dim()}")
     if tensor.dtype not in SCORE_DTYPES:
         refuse(name, "float32, float16 or bfloat16", _dtype_name(tensor.dtype))
     if tensor.device != first[1].device:
@@ -240,14 +262,16 @@ def _check_integers(
     crops: Sequence[Any] | None,
     policy: str,
     order: str,
+    merge: int,
 ) -> int:
     """The arguments that are not tensors; returns B."""
     if policy not in POLICIES:
-        refuse("policy", " or ".join(POLICIES), f"'{policy}'")
+        refuse("policy", one_of(POLICIES), f"'{policy}'")
     if order not in ORDERS:
-        refuse("order", " or ".join(ORDERS), f"'{order}'")
+        refuse("order", one_of(ORDERS), f"'{order}'")
     if not 0.0 <= alpha <= 1.0:
         refuse("alpha", "a number in [0, 1]", f"{alpha:.9g}")
+    _check_merge(refuse, T, policy, merge)
     if len(grids) % 2:
         refuse("grids", "two integers a picture", len(grids))
     B = len(grids) // 2
@@ -260,8 +284,24 @@ def _check_integers(
         refuse.unless(budget >= 0, "budgets", "integers of at least 0", f"{budget} for picture {i}")
     for i, (R, C) in enumerate(pairs(grids)):
         if R > 0:
-            _check_sub_images(refuse, i, R, C, T, budgets[i], alpha, crops, policy, order)
+            _check_sub_images(refuse, i, R, C, T, budgets[i], alpha, crops, policy, order, merge)
     return B
+
+
+def _check_merge(refuse: Refusal, T: Any, policy: str, merge: int) -> None:
+    """A symbolic T is left to the kernel to check."""
+    if not 1 <= merge <= MAX_MERGE:
+        refuse("merge", f"an integer in [1, {MAX_MERGE}]", merge)
+    if merge == 1:
+        return
+    if policy == "published":
+        refuse("merge", "1 under the published policy", merge)
+    if isinstance(T, int):
+        side = math.isqrt(T)
+        if side * side != T:
+            refuse("features", "T square, for blocks of patches", f"T = {T}")
+        if side % merge != 0:
+            refuse("merge", f"a divisor of the side of {side} patches", merge)
 
 
 def _check_grids(refuse: Refusal, P: Any, grids: Sequence[tuple[Any, Any]]) -> None:
@@ -286,6 +326,7 @@ def _check_sub_images(
     crops: Sequence[Any] | None,
     policy: str,
     order: str,
+    merge: int,
 ) -> None:
     """What a picture with sub-images needs. A symbolic T is left to the kernel to check."""
     if not isinstance(T, int):
@@ -297,7 +338,7 @@ def _check_sub_images(
             refuse("features", expected, f"T = {T}")
         if crops is not None:
             top, bottom, left, right = quads(crops)[picture]
-            rows, cols = R * side, C * side
+            rows, cols = R * (side // merge), C * (side // merge)
             if not (0 <= top <= bottom <= rows and 0 <= left <= right <= cols):
                 expected = f"0 <= top <= bottom <= {rows} and 0 <= left <= right <= {cols}"
                 got = f"({top}, {bottom}, {left}, {right}) for picture {picture}"

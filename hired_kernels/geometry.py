@@ -129,8 +129,8 @@ def _index(value: Any) -> Any:
 
 def _total(grid: Any, tokens: Any, crop: Any, policy: str) -> Any:
     """Tokens of a picture that a budget may ask for. Branch-free in its integers."""
-    if policy not in ("exact", "published"):
-        raise _error("policy", "exact or published", repr(policy))
+    if policy not in ("exact", "published", "pooled"):
+        raise _error("policy", "exact, published or pooled", repr(policy))
     (R, C), (tokens,) = _symbolic("grid", 2, grid), _symbolic("tokens", 1, (tokens,))
     if crop is None or policy == "published":
         return (1 + R * C) * tokens
@@ -143,7 +143,8 @@ def _total(grid: Any, tokens: Any, crop: Any, policy: str) -> Any:
 def kept_tokens(
     budget: Any, grid: Any, tokens: Any, crop: Any = None, policy: str = "exact"
 ) -> Any:
-    """Rows of the output that one picture owns, `tokens` being T; summed over a batch, K.
+    """Rows of the output that one picture owns, `tokens` being T (M where patches are merged);
+    summed over a batch, K.
 
     Every integer may be a SymInt: nothing here branches on one, or checks its value. "published"
     may fill fewer, and knows nothing of the crop. Raises ValueError for an unknown policy, and for
@@ -226,8 +227,9 @@ def resolve_budgets(
 class Layout:
     """How one picture is cut up: all that the operators need to know of its size.
 
-    `grid` is (R, C), (0, 0) without sub-images; `crop` is (top, bottom, left, right) in patches or
-    None for all; `side` is patches a side, `tokens` its square (T). A misfit raises ValueError.
+    `grid` is (R, C), (0, 0) without sub-images; `crop` is (top, bottom, left, right) in tokens or
+    None for all; `side` is tokens a side, `tokens` its square. A token is a patch, or a block of
+    patches where they are merged. A misfit raises ValueError.
     """
 
     height: int
@@ -273,16 +275,47 @@ def layout(
     pinpoints: Pinpoints = LLAVA_NEXT_PINPOINTS,
     tile: int = 336,
     patch: int = 14,
+    merge: int = 1,
 ) -> Layout:
-    """The layout of a picture of height x width pixels, `patch` pixels being a patch's side.
+    """The layout of a picture of height x width pixels, `patch` pixels being a patch's side, and
+    `merge` patches a token's.
 
-    Raises ValueError as `best_grid` does, and where `patch` is not in 1 to `tile`.
+    Raises ValueError as `best_grid` does, where `patch` is not in 1 to `tile`, and where `merge`
+    does not divide the patches of a side.
     """
     grid = best_grid(height, width, pinpoints=pinpoints, tile=tile)
     if _integers("patch", (patch,), 1, 1)[0] > tile:
         raise _error("patch", f"at most {tile} (tile)", patch)
-    side = tile // patch
+    side = tokens_a_side(tile // patch, merge)
     return Layout(height, width, grid, unpad_crop(height, width, grid, side), side)
+
+
+def tokens_a_side(side: int, merge: int) -> int:
+    """Of a partition of side x side patches, merge x merge of which are a token. Raises ValueError
+    where they do not fit."""
+    side, merge = _integers("side, merge", (side, merge), 2, 1)
+    if side % merge:
+        raise _error("merge", f"a divisor of the side of {side} patches", merge)
+    return side // merge
+
+
+def patches_of(indices: torch.Tensor, side: int, merge: int = 1) -> torch.Tensor:
+    """The patches that merged tokens are made of.
+
+    Args:
+        indices: (K,) int64, `p * M + m` of each token, as the operators return them; -1 for none.
+        side: patches a side of a partition, so that T = side^2 and M = (side / merge)^2.
+        merge: patches a side of a token.
+
+    Returns (K, merge^2) int64, `p * T + t` of its patches in raster order; -1 for those of -1.
+    Raises ValueError where `merge` does not divide `side`.
+    """
+    cells = tokens_a_side(side, merge)
+    p, m = indices // cells**2, indices % cells**2
+    corner = p * side**2 + m // cells * (merge * side) + m % cells * merge
+    step = torch.arange(merge, device=indices.device)
+    block = (step[:, None] * side + step).flatten()
+    return torch.where(indices[:, None] < 0, -1, corner[:, None] + block)
 
 
 def published_layout(layouts: Iterable[Layout]) -> tuple[list[Grid], list[Crop]]:

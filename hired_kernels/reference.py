@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import arguments
+from . import arguments, geometry
 from .arguments import first_share
 
 Crop = tuple[int, int, int, int]
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     R: int
     C: int
     budget: int
-    crop: Crop | None  # top, bottom, left, right; None: the sub-images have no padding
+    crop: Crop | None  # top, bottom, left, right in tokens; None: the sub-images have no padding
 
 
 def pictures(
@@ -42,7 +42,7 @@ def pictures(
     return batch
 
 
-# Extract: the attention that the CLS token pays to each patch.
+# Extract: the attention that the CLS token, or the mean of any judges, pays to each patch.
 
 
 def head_sums(attention: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,16 +54,31 @@ def head_sums(attention: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def cls_row(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
-    """[H, Dh] and [N, H, Dh] -> [H, tokens] float64: softmax over N, the last of them."""
+    """[H, Dh] or [Q, H, Dh], and [N, H, Dh] -> [H, tokens] float64: softmax over N, the mean over
+    Q, the last of them."""
     # On the host: not every device has float64.
     query, key = query.to("cpu", torch.float64), key.to("cpu", torch.float64)
-    attention = torch.softmax(torch.einsum("hd,nhd->hn", query, key) * scale, dim=-1)
-    return attention[:, -tokens:]
+    total = torch.zeros(*query.shape[-2:-1], len(key), dtype=torch.float64)
+    for judges in query.reshape(-1, *query.shape[-2:]).split(64):
+        logits = torch.einsum("qhd,nhd->qhn", judges, key) * scale
+        total += torch.softmax(logits, dim=-1).sum(dim=0)
+    count = 1 if query.dim() == 2 else len(query)
+    return (total / count)[:, -tokens:]
 
 
 def cls_scores(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
-    """[H, Dh] and [N, H, Dh] -> [tokens] float64: the sum of cls_row over heads."""
+    """Queries and keys as above -> [tokens] float64: the sum of cls_row over heads."""
     return head_sums(cls_row(query, key, scale, tokens), torch.float64)
+
+
+def block_sums(scores: Tensor, merge: int) -> Tensor:
+    """[T] -> [M], dtype as it is: a block of merge x merge patches is a token, whose score is the
+    sum of theirs, one after the other in raster order."""
+    if merge == 1:
+        return scores
+    cells = math.isqrt(len(scores)) // merge
+    blocks = scores.view(cells, merge, cells, merge).transpose(1, 2).flatten(2).flatten(0, 1)
+    return head_sums(blocks.T, scores.dtype)
 
 
 def scale_or_default(scale: float | None, query: Tensor) -> float:
@@ -77,7 +92,8 @@ def rank(scores: Tensor) -> list[int]:
     return sorted(range(len(values)), key=lambda t: (keys[t], t))
 
 
-# Allocate: a budget for each partition. `ranking` holds the full image's patches by initial-layer
+# Allocate: a budget for each partition. From here on T and patches are M and tokens where patches
+# are merged. `ranking` holds the full image's patches by initial-layer
 # score, best first; it is not looked at where a picture has no sub-images.
 
 
@@ -189,13 +205,24 @@ def published_budgets(picture: Picture, T: int, alpha: float, ranking: Sequence[
     return [k0, *published_shares(sub, weights, T)]
 
 
+def pooled_budgets(
+    picture: Picture, valid: Sequence[Collection[int]], scores: Sequence[Tensor]
+) -> list[int]:
+    """How many of the picture's best valid patches, of all partitions together, lie in each; equal
+    scores: the lower partition, then the lower index."""
+    T = len(scores[0])
+    places = [divmod(i, T) for i in rank(torch.cat(list(scores)))]
+    best = [p for p, t in places if t in valid[p]][: picture.budget]
+    return [best.count(p) for p in range(len(valid))]
+
+
 # Select: the best patches of each partition, in the order in which the language model reads them.
 
 
 def keep(scores: Tensor, budget: int, valid: Collection[int], policy: str) -> list[int]:
     """The kept patches of one partition, ascending."""
     best = rank(scores)
-    if policy == "exact":  # the published code learns what is padding only after it has chosen
+    if policy != "published":  # which learns what is padding only after it has chosen
         best = [t for t in best if t in valid]
     return sorted(t for t in best[:budget] if t in valid)
 
@@ -213,16 +240,22 @@ def reading_order(picture: Picture, kept: Sequence[Sequence[int]], T: int, order
     if order == "raster":
         places.sort(key=raster)
     p = picture.full_image
-    return [p * T + t for t in full_image] + [(p + 1 + i) * T + t for i, t in places]
+    full = [p * T + t for t in full_image]
+    subs = [(p + 1 + i) * T + t for i, t in places]
+    return subs + full if order == "full_last" else full + subs
 
 
 # Gather, and the operators.
 
 
-def gather(features: Tensor, indices: Tensor) -> Tensor:
-    """[P, T, D] and [K] of `p * T + t` -> [K, D]; rows of index -1 are zero."""
+def gather(features: Tensor, indices: Tensor, merge: int = 1) -> Tensor:
+    """[P, T, D] and [K] of `p * M + m` -> [K, merge^2 * D]; rows of index -1 are zero."""
+    P, T, D = features.shape
+    if merge > 1:
+        indices = geometry.patches_of(indices, math.isqrt(T), merge).flatten()
     tokens = features.flatten(0, 1)[indices.clamp(min=0)]
-    return torch.where(indices[:, None] < 0, torch.zeros_like(tokens), tokens)
+    tokens = torch.where(indices[:, None] < 0, torch.zeros_like(tokens), tokens)
+    return tokens.reshape(len(indices) // merge**2, merge**2 * D)
 
 
 Scores = Callable[[int], Tensor]  # row of an attention tensor -> [T]
@@ -230,47 +263,53 @@ Scores = Callable[[int], Tensor]  # row of an attention tensor -> [T]
 
 def _run(
     features: Tensor, batch: list[Picture], rows_init: int, init: Scores, final: Scores,
-    alpha: float, policy: str, order: str,
+    alpha: float, policy: str, order: str, merge: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    T = features.shape[1]
+    T = features.shape[1] // merge**2
     indices, counts = [], []
     for b, picture in enumerate(batch):
         p, valid = picture.full_image, valid_patches(picture, T)
-        ranking = rank(init(b if rows_init == len(batch) else p)) if picture.R else []
-        if policy == "exact":
-            budgets = exact_budgets(picture, [len(patches) for patches in valid], alpha, ranking)
-            K = sum(budgets)
+        scores = [block_sums(final(p + i), merge) for i in range(len(valid))]
+        if policy == "pooled":
+            budgets = pooled_budgets(picture, valid, scores)
         else:
-            budgets = published_budgets(picture, T, alpha, ranking)
-            K = min(picture.budget, len(valid) * T)
-        kept = [keep(final(p + i), budgets[i], valid[i], policy) for i in range(len(valid))]
+            row = b if rows_init == len(batch) else p
+            ranking = rank(block_sums(init(row), merge)) if picture.R else []
+            if policy == "exact":
+                capacities = [len(patches) for patches in valid]
+                budgets = exact_budgets(picture, capacities, alpha, ranking)
+            else:
+                budgets = published_budgets(picture, T, alpha, ranking)
+        K = min(picture.budget, len(valid) * T) if policy == "published" else sum(budgets)
+        kept = [keep(scores[i], budgets[i], valid[i], policy) for i in range(len(valid))]
         counts += [len(patches) for patches in kept]
-        row = reading_order(picture, kept, T, order)
-        indices += row + [-1] * (K - len(row))
+        read = reading_order(picture, kept, T, order)
+        indices += read + [-1] * (K - len(read))
     index = torch.tensor(indices, dtype=torch.int64, device=features.device)
     count = torch.tensor(counts, dtype=torch.int64, device=features.device)
-    return gather(features, index), index, count
+    return gather(features, index, merge), index, count
 
 
 def select(
     features: Tensor, attn_init: Tensor, attn_final: Tensor, grids: Sequence[int],
     budgets: Sequence[int], alpha: float = 0.5, *, crops: Sequence[int] | None = None,
-    policy: str = "exact", order: str = "raster",
+    policy: str = "exact", order: str = "raster", merge: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Keep each picture's budget of tokens, chosen by the CLS rows of the attention.
 
     features [P, T, D], floating; attn_init [P or B, H, T] and attn_final [P, H, T], float32,
     float16 or bfloat16; grids: R, C a picture; budgets: tokens a picture; crops: top, bottom, left,
-    right a picture, in patches. Returns tokens [K, D], indices [K] (`p * T + t`, -1 for a row that
-    is empty) and counts [P], both int64. Raises RuntimeError for arguments outside the contract.
+    right a picture, in tokens: blocks of merge x merge patches. Returns tokens [K, merge^2 * D],
+    indices [K] (`p * M + m`, M = T / merge^2; -1 for a row that is empty) and counts [P], both
+    int64. Raises RuntimeError for arguments outside the contract.
     """
     arguments.check_select(
-        features, attn_init, attn_final, grids, budgets, alpha, crops, policy, order
+        features, attn_init, attn_final, grids, budgets, alpha, crops, policy, order, merge
     )
     return _run(
         features, pictures(grids, budgets, crops), attn_init.shape[0],
         lambda row: head_sums(attn_init[row]), lambda p: head_sums(attn_final[p]),
-        alpha, policy, order,
+        alpha, policy, order, merge,
     )  # fmt: skip
 
 
@@ -278,36 +317,40 @@ def select_qk(
     features: Tensor, query_init: Tensor, key_init: Tensor, query_final: Tensor, key_final: Tensor,
     grids: Sequence[int], budgets: Sequence[int], alpha: float = 0.5, *, scale: float | None = None,
     crops: Sequence[int] | None = None, policy: str = "exact", order: str = "raster",
+    merge: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`select` by attention rows `softmax(q . k * scale)`, computed here in float64.
 
-    query_init [P or B, H, Dh] and query_final [P, H, Dh] are the CLS token's; key_init
-    [P or B, N, H, Dh] and key_final [P, N, H, Dh] hold all keys, the patches' last. scale is
-    `Dh ** -0.5` unless given. The rest, the results and the errors are those of `select`.
+    query_init [P or B, H, Dh] and query_final [P, H, Dh] are the CLS token's, or have a dimension Q
+    behind the first for as many judges; key_init [P or B, N, H, Dh] and key_final [P, N, H, Dh]
+    hold all keys, the patches' last. scale is `Dh ** -0.5` unless given. The rest, the results and
+    the errors are those of `select`.
     """
     arguments.check_select_qk(
         features, query_init, key_init, query_final, key_final,
-        grids, budgets, alpha, scale, crops, policy, order,
+        grids, budgets, alpha, scale, crops, policy, order, merge,
     )  # fmt: skip
     T, factor = features.shape[1], scale_or_default(scale, query_final)
     return _run(
         features, pictures(grids, budgets, crops), query_init.shape[0],
         lambda row: cls_scores(query_init[row], key_init[row], factor, T),
         lambda p: cls_scores(query_final[p], key_final[p], factor, T),
-        alpha, policy, order,
+        alpha, policy, order, merge,
     )  # fmt: skip
 
 
 def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | None = None) -> Tensor:
     """The CLS token's attention, `softmax(q . k * scale)` over all N keys: the last `tokens`.
 
-    query [P, H, Dh], key [P, N, H, Dh]; returns [P, H, tokens] float32, rounded from float64. So a
+    query [P, H, Dh] or [P, Q, H, Dh], of which the mean is taken, key [P, N, H, Dh]; returns
+    [P, H, tokens] float32, rounded from float64. So a
     `select` of these rows is the `select_qk` of their queries and keys but for that rounding, where
     every other backend gives the same bits.
     """
     arguments.check_cls_attention(query, key, tokens, scale)
     factor = scale_or_default(scale, query)
-    attention = query.new_empty(*query.shape[:2], tokens, dtype=torch.float32)
+    P, H = query.shape[0], query.shape[-2]
+    attention = query.new_empty(P, H, tokens, dtype=torch.float32)
     for row, q, k in zip(attention, query, key, strict=True):
         row.copy_(cls_row(q, k, factor, tokens))
     return attention

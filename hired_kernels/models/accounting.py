@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import geometry
-from ..arguments import POLICIES, first_share
+from ..arguments import first_share
 
+POLICIES = ("exact", "published")  # of the operators', those that towers are served with
 _MOST = 1 << 62  # a budget beyond any picture, that the operators still take
 
 
