@@ -33,15 +33,52 @@ std::string grid_text(int64_t R, int64_t C) {
   return "(" + number(R) + ", " + number(C) + ")";
 }
 
+// Policies and orders by their names, in the order of their enums.
+constexpr const char* kPolicies[] = {"exact", "published", "pooled"};
+constexpr const char* kOrders[] = {"raster", "partition", "full_last"};
+constexpr int64_t kMaxMerge = 64;
+
+// Where `word` stands among the names; as many as there are where it is none of them.
+template <size_t kCount>
+size_t place_of(const std::string& word, const char* const (&names)[kCount]) {
+  return static_cast<size_t>(std::find(names, names + kCount, word) - names);
+}
+
+template <size_t kCount>
+Status check_word(const char* argument, const std::string& word,
+                  const char* const (&names)[kCount]) {
+  if (place_of(word, names) < kCount) return Status::Ok();
+  std::string expected = names[0];
+  for (size_t i = 1; i < kCount; ++i) expected += (i + 1 < kCount ? ", " : " or ") + std::string(names[i]);
+  return Status::Refused(argument, expected, quoted(word));
+}
+
 Status check_words(const Integers& in) {
-  if (in.policy != "exact" && in.policy != "published") {
-    return Status::Refused("policy", "exact or published", quoted(in.policy));
-  }
-  if (in.order != "raster" && in.order != "partition") {
-    return Status::Refused("order", "raster or partition", quoted(in.order));
+  for (Status status :
+       {check_word("policy", in.policy, kPolicies), check_word("order", in.order, kOrders)}) {
+    if (!status.ok()) return status;
   }
   if (!(in.alpha >= 0.0 && in.alpha <= 1.0)) {
     return Status::Refused("alpha", "a number in [0, 1]", number(in.alpha));
+  }
+  return Status::Ok();
+}
+
+Status check_merge(const Integers& in, int64_t T, int64_t side) {
+  if (in.merge < 1 || in.merge > kMaxMerge) {
+    return Status::Refused("merge", "an integer in [1, " + number(kMaxMerge) + "]",
+                           number(in.merge));
+  }
+  if (in.merge == 1) return Status::Ok();
+  if (in.policy == "published") {
+    return Status::Refused("merge", "1 under the published policy", number(in.merge));
+  }
+  if (side * side != T) {
+    return Status::Refused("features", "T square, for blocks of patches", "T = " + number(T));
+  }
+  if (side % in.merge != 0) {
+    return Status::Refused("merge", "a divisor of the side of " + number(side) + " patches",
+                           number(in.merge));
   }
   return Status::Ok();
 }
@@ -83,8 +120,7 @@ Status check_grids(const Integers& in, int64_t P) {
 
 Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
   const int64_t R = in.grids[2 * i], C = in.grids[2 * i + 1], budget = in.budgets[i];
-  const bool exact = in.policy == "exact";
-  if (exact || in.order == "raster" || in.crops) {
+  if (in.policy == "exact" || in.order == "raster" || in.crops) {
     if (side * side != T) {
       return Status::Refused("features",
                              "T square, for the regions, raster order or crops of "
@@ -94,7 +130,7 @@ Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
     if (in.crops) {
       const int64_t* crop = in.crops->data() + 4 * i;
       const int64_t top = crop[0], bottom = crop[1], left = crop[2], right = crop[3];
-      const Wide rows = Wide{R} * side, cols = Wide{C} * side;
+      const Wide rows = Wide{R} * (side / in.merge), cols = Wide{C} * (side / in.merge);
       if (!(0 <= top && top <= bottom && bottom <= rows && 0 <= left && left <= right &&
             right <= cols)) {
         return Status::Refused(
@@ -107,7 +143,7 @@ Status check_sub_images(const Integers& in, size_t i, int64_t T, int64_t side) {
       }
     }
   }
-  if (!exact) {
+  if (in.policy == "published") {
     if (T % (R * C) != 0) {
       return Status::Refused("grids",
                              "R * C to divide T = " + number(T) + " under the published policy",
@@ -151,19 +187,20 @@ int64_t integer_root(int64_t T) {
   return root;
 }
 
-// The budget of one picture, and how the full image and the sub-images part it.
-void part_budget(int64_t budget, double alpha, int64_t T, Policy policy, Picture* picture) {
+// The budget of one picture, and how the full image and the sub-images part it, of M tokens each.
+void part_budget(int64_t budget, double alpha, int64_t M, Policy policy, Picture* picture) {
   const int64_t sub_images = picture->sub_images();
   const int64_t area = int64_t{picture->bottom - picture->top} * (picture->right - picture->left);
-  const int64_t taken = policy == Policy::kExact ? area : sub_images * T;
-  const int64_t rows = std::min(budget, T + taken);
+  const int64_t taken = policy == Policy::kPublished ? sub_images * M : area;
+  const int64_t rows = std::min(budget, M + taken);
+  picture->output_rows = static_cast<int32_t>(rows);
+  if (policy == Policy::kPooled) return;  // which parts nothing
   int64_t full = rows;
   if (sub_images > 0 && policy == Policy::kExact) {
-    full = std::max(std::min(first_share(rows, alpha), T), rows - taken);
+    full = std::max(std::min(first_share(rows, alpha), M), rows - taken);
   } else if (sub_images > 0) {
-    full = std::min(first_share(budget, alpha), T);
+    full = std::min(first_share(budget, alpha), M);
   }
-  picture->output_rows = static_cast<int32_t>(rows);
   picture->full_budget = static_cast<int32_t>(full);
   picture->rest = static_cast<int32_t>(std::min(budget - full, taken));
 }
@@ -176,7 +213,8 @@ int64_t first_share(int64_t count, double alpha) {
 }
 
 Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits, Plan* plan) {
-  for (Status status : {check_words(in), check_lengths(in)}) {
+  const int64_t side = integer_root(T);
+  for (Status status : {check_words(in), check_merge(in, T, side), check_lengths(in)}) {
     if (!status.ok()) return status;
   }
   if (Status status = check_grids(in, P); !status.ok()) return status;
@@ -188,17 +226,18 @@ Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits,
     }
   }
   if (Status status = check_limits(in, P, T, limits); !status.ok()) return status;
-  const int64_t side = integer_root(T);
   for (size_t i = 0; i < B; ++i) {
     if (in.grids[2 * i] == 0) continue;
     if (Status status = check_sub_images(in, i, T, side); !status.ok()) return status;
   }
 
-  plan->rules.tokens = static_cast<int32_t>(T);
-  plan->rules.side = static_cast<int32_t>(side);
-  plan->rules.counted = static_cast<int32_t>(first_share(T, 1.0 - in.alpha));
-  plan->rules.policy = in.policy == "exact" ? Policy::kExact : Policy::kPublished;
-  plan->rules.order = in.order == "raster" ? Order::kRaster : Order::kPartition;
+  const int64_t M = T / (in.merge * in.merge), cells = side / in.merge;
+  plan->rules.tokens = static_cast<int32_t>(M);
+  plan->rules.side = static_cast<int32_t>(cells);
+  plan->rules.merge = static_cast<int32_t>(in.merge);
+  plan->rules.counted = static_cast<int32_t>(first_share(M, 1.0 - in.alpha));
+  plan->rules.policy = static_cast<Policy>(place_of(in.policy, kPolicies));
+  plan->rules.order = static_cast<Order>(place_of(in.order, kOrders));
   plan->pictures.resize(B);
   plan->output_rows = 0;
   plan->init_rows = 0;
@@ -212,10 +251,10 @@ Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits,
     const bool cropped = in.crops && picture.sub_images() > 0;
     const int64_t* crop = cropped ? in.crops->data() + 4 * i : nullptr;
     picture.top = cropped ? static_cast<int32_t>(crop[0]) : 0;
-    picture.bottom = static_cast<int32_t>(cropped ? crop[1] : picture.rows * side);
+    picture.bottom = static_cast<int32_t>(cropped ? crop[1] : picture.rows * cells);
     picture.left = cropped ? static_cast<int32_t>(crop[2]) : 0;
-    picture.right = static_cast<int32_t>(cropped ? crop[3] : picture.cols * side);
-    part_budget(in.budgets[i], in.alpha, T, plan->rules.policy, &picture);
+    picture.right = static_cast<int32_t>(cropped ? crop[3] : picture.cols * cells);
+    part_budget(in.budgets[i], in.alpha, M, plan->rules.policy, &picture);
     plan->output_rows += picture.output_rows;
     picture.init_row = plan->init_rows;
     plan->init_rows += picture.rest > 0;

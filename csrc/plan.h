@@ -19,12 +19,14 @@ struct Limits {
   int64_t partitions;  // P
   int64_t tokens;      // T
   int64_t sub_images;  // R * C of a picture
+  int64_t queries;     // Q
   int64_t keys;        // N
   int64_t heads;       // H
   int64_t head_width;  // Dh
 };
 
-inline constexpr Limits kCpuLimits = {"cpu", 1 << 24, 1 << 20, 1 << 10, 1 << 21, 1 << 12, 1 << 20};
+inline constexpr Limits kCpuLimits = {
+    "cpu", 1 << 24, 1 << 20, 1 << 10, 1 << 21, 1 << 21, 1 << 12, 1 << 20};
 
 struct Integers {
   const std::vector<int64_t>& grids;    // R, C of each picture
@@ -33,6 +35,7 @@ struct Integers {
   const std::optional<std::vector<int64_t>>& crops;  // top, bottom, left, right of each picture
   const std::string& policy;
   const std::string& order;
+  int64_t merge;
 };
 
 struct Plan {

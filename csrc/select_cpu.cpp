@@ -12,8 +12,12 @@ Workspace carve(const Call& call, Arena* arena) {
   const Rules& rules = call.plan->rules;
   const int64_t P = call.P, B = static_cast<int64_t>(call.plan->pictures.size());
   Workspace w{};
-  w.key_stride = padded(rules.tokens);
+  w.key_stride = padded(rules.patches());
   w.keys = arena->take<uint32_t>((P + B) * w.key_stride);
+  const bool pooled = rules.policy == Policy::kPooled;
+  w.pooled = arena->take<uint32_t>(pooled ? P * rules.tokens : 0);
+  w.cut_keys = arena->take<uint32_t>(pooled ? B : 0);
+  w.cut_lasts = arena->take<int32_t>(pooled ? B : 0);
   w.kept = arena->take<uint32_t>(P * mask_words(rules.tokens));
   w.budgets = arena->take<int32_t>(P);
   w.picture_of = arena->take<int32_t>(P);

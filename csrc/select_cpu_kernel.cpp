@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hired::select and hired::select_qk on a CPU. Five sweeps, each over independent items on the
-// caller's threads: scores (a partition; for select_qk a run of its keys first), budgets (a
-// picture), choice (a partition), places (a partition), tokens (a row of the output). The phases of
-// csrc/phases/ do the work, each with one thread as its group.
+// caller's threads: scores (a partition; for select_qk a run of its keys first), budgets or, under
+// `pooled`, the cut (a picture), choice (a partition), places (a partition), tokens (a row of the
+// output). The phases of csrc/phases/ do the work, each with one thread as its group.
 //
 // Bytes: every key, or attention element, once; every kept token read once and written once; beside
 // them keys of T words a partition and, for select_qk, N logits a head, which stay in the cache.
 #include "select_cpu_kernel.h"
+
+#include <cstring>
 
 #include "cpu_heads.h"
 #include "lanes.h"
@@ -26,7 +28,7 @@ constexpr int64_t kCacheLine = 64;
 
 // A score row: P of the final layer, then one for each picture of the initial layer.
 struct Row {
-  bool needed;  // the initial layer is read only where sub-images have tokens to share
+  bool needed;  // the initial layer is read only where sub-images have tokens to share: not `pooled`
   bool init;
   int64_t index;  // into the tensor of its layer
 };
@@ -42,14 +44,18 @@ template <class Scalar>
 void score(const SelectCall& call, const Workspace& w, const Pool& pool) {
   const Rules& rules = call.plan->rules;
   const auto B = static_cast<int64_t>(call.plan->pictures.size());
-  const int64_t row_bytes = call.H * rules.tokens * static_cast<int64_t>(sizeof(Scalar));
+  const int32_t T = rules.patches();
+  const bool merged = rules.merge > 1;
+  const int64_t row_bytes = call.H * T * static_cast<int64_t>(sizeof(Scalar));
   sweep(pool, call.P + B, row_bytes, [&](int64_t item) {
     const Row row = row_of(call, item, call.init.rows);
     if (!row.needed) return;
     const Attention& layer = row.init ? call.init : call.final;
     const auto* attention = static_cast<const Scalar*>(layer.data) + row.index * layer.stride_row;
+    uint32_t* keys = w.keys + item * w.key_stride;
     score_attention(LaneGroup(), attention, layer.stride_h, layer.stride_t,
-                    static_cast<int32_t>(call.H), rules.tokens, w.keys + item * w.key_stride);
+                    static_cast<int32_t>(call.H), T, merged, keys);
+    if (merged) merge_scores(LaneGroup(), rules, keys, keys);
   });
 }
 
@@ -71,9 +77,9 @@ void score(const SelectQkCall& call, const Workspace& w, const Pool& pool) {
     // Scores take the place of the keys that they become.
     auto* scores = reinterpret_cast<float*>(keys);
     for (int64_t h = 0; h < call.H; ++h) {
-      add_head(heads, w.heads, item, h, rules.tokens, h == 0, scores);
+      add_head(heads, w.heads, item, h, rules.patches(), h == 0, scores);
     }
-    for (int32_t t = 0; t < rules.tokens; ++t) keys[t] = ordered_key(load_float(scores + t));
+    merge_scores(LaneGroup(), rules, keys, keys);
   });
 }
 
@@ -85,35 +91,55 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
   const auto B = static_cast<int64_t>(call.plan->pictures.size());
   const int32_t T = rules.tokens, side = rules.side, words = mask_words(T);
   const int64_t partition_bytes = int64_t{16} * T;  // about what a sweep touches
+  const bool pooled = rules.policy == Policy::kPooled;
 
   sweep(pool, B, partition_bytes, [&](int64_t b) {
     const Picture& picture = pictures[b];
-    const int32_t first = picture.first_partition;
+    const int32_t first = picture.first_partition, partitions = 1 + picture.sub_images();
+    for (int32_t i = 0; i < partitions; ++i) w.picture_of[first + i] = static_cast<int32_t>(b);
     ChooseScratch choose_scratch{};
-    allocate(group, rules, picture, w.keys + (call.P + b) * w.key_stride, &choose_scratch,
-             {w.weights + first, w.capacities + first, w.remainders + first,
-              w.kept + int64_t{first} * words},  // free until the full image has been chosen
-             w.budgets + first);
-    for (int32_t i = 0; i <= picture.sub_images(); ++i) {
-      w.picture_of[first + i] = static_cast<int32_t>(b);
+    if (!pooled) {
+      allocate(group, rules, picture, w.keys + (call.P + b) * w.key_stride, &choose_scratch,
+               {w.weights + first, w.capacities + first, w.remainders + first,
+                w.kept + int64_t{first} * words},  // free until the full image has been chosen
+               w.budgets + first);
+      return;
     }
+    // One after the other, as if they were those of one partition.
+    uint32_t* keys = w.pooled + int64_t{first} * T;
+    for (int32_t i = 0; i < partitions; ++i) {
+      uint32_t* of_partition = keys + int64_t{i} * T;
+      std::memcpy(of_partition, w.keys + (first + i) * w.key_stride, static_cast<size_t>(T) * sizeof(uint32_t));
+      exclude_padding(group, rules, picture, i, of_partition);
+    }
+    const Survey surveyed = survey(group, keys, partitions * T, &choose_scratch);
+    const Cut cut =
+        choose(group, keys, partitions * T, picture.output_rows, surveyed, &choose_scratch);
+    w.cut_keys[b] = cut.key;
+    w.cut_lasts[b] = cut.last;
   });
 
   const auto raster = [&](const Picture& picture, int64_t p) {
     return rules.order == Order::kRaster && p > picture.first_partition;
   };
   sweep(pool, call.P, partition_bytes, [&](int64_t p) {
-    const Picture& picture = pictures[w.picture_of[p]];
+    const int32_t b = w.picture_of[p];
+    const Picture& picture = pictures[b];
     const auto partition = static_cast<int32_t>(p - picture.first_partition);
-    uint32_t* keys = w.keys + p * w.key_stride;
-    if (rules.policy == Policy::kExact && partition > 0 && !is_whole(picture, side)) {
-      exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
+    uint32_t* keys = pooled ? w.pooled + p * T : w.keys + p * w.key_stride;
+    int32_t budget = 0;
+    Cut cut{};
+    if (pooled) {
+      cut = Cut{w.cut_keys[b], w.cut_lasts[b]}.from(partition * T);
+    } else {
+      budget = w.budgets[p];
+      if (rules.policy == Policy::kExact) exclude_padding(group, rules, picture, partition, keys);
+      ChooseScratch choose_scratch{};
+      const Survey surveyed = survey(group, keys, T, &choose_scratch);
+      cut = choose(group, keys, T, budget, surveyed, &choose_scratch);
     }
-    ChooseScratch choose_scratch{};
-    const Survey surveyed = survey(group, keys, T, &choose_scratch);
-    const Cut cut = choose(group, keys, T, w.budgets[p], surveyed, &choose_scratch);
     call.output.counts[p] =
-        mark_kept(group, rules, picture, partition, keys, cut, w.budgets[p], w.kept + p * words);
+        mark_kept(group, rules, picture, partition, keys, cut, budget, w.kept + p * words);
   });
 
   sweep(pool, call.P, partition_bytes, [&](int64_t p) {
@@ -122,7 +148,7 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     const int64_t first = picture.first_partition;
     const int64_t* counts = call.output.counts + first;  // [1 + R * C]
     int64_t* indices = call.output.indices;
-    int64_t row = base_row(picture, partition, counts + 1, raster(picture, p));
+    int64_t row = base_row(rules, picture, partition, counts[0], counts + 1);
     int32_t y = -1, shift = 0;  // of the patch before
     const uint32_t* mask = w.kept + p * words;
     for (int32_t base = 0; base < T; base += 32) {
@@ -144,21 +170,25 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
   });
 
   const Features& features = call.features;
-  if (features.row_bytes == 0) return;
-  const int64_t K = call.plan->output_rows;
-  const auto token = [&](int64_t row) -> const char* {
-    const int64_t index = call.output.indices[row];
+  const int64_t bytes = features.row_bytes;
+  if (bytes == 0) return;
+  const int32_t block = rules.block();
+  const int64_t pieces = call.plan->output_rows * block;  // of the output, a patch each
+  const auto patch = [&](int64_t piece) -> const char* {
+    const int64_t index = call.output.indices[piece / block];
     if (index < 0) return nullptr;
-    return token_at(static_cast<const char*>(features.data), features.stride_p_bytes,
-                    features.stride_t_bytes, index / T, static_cast<int32_t>(index % T));
+    const int32_t t = patch_of(rules, static_cast<int32_t>(index % T),
+                               static_cast<int32_t>(piece % block));
+    return patch_at(static_cast<const char*>(features.data), features.stride_p_bytes,
+                    features.stride_t_bytes, index / T, t);
   };
-  sweep(pool, K, 2 * features.row_bytes, [&](int64_t row) {
+  sweep(pool, pieces, 2 * bytes, [&](int64_t piece) {
     // Kept rows lie scattered: the processor's own prefetcher would start afresh on each.
-    if (const char* next = row + 1 < K ? token(row + 1) : nullptr; next != nullptr) {
-      for (int64_t i = 0; i < features.row_bytes; i += kCacheLine) __builtin_prefetch(next + i);
+    if (const char* next = piece + 1 < pieces ? patch(piece + 1) : nullptr; next != nullptr) {
+      for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(next + i);
     }
-    gather_row(group, token(row), features.row_bytes,
-               static_cast<char*>(call.output.tokens) + row * features.row_bytes);
+    gather_patch(group, patch(piece), bytes,
+                 static_cast<char*>(call.output.tokens) + piece * bytes);
   });
 }
 

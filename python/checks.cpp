@@ -136,13 +136,27 @@ void check_features(const Refusal& refuse, const Tensor& features) {
   check_unit_stride(refuse, "features", features);
 }
 
+// A shape that a tensor may have, in letters.
+struct Shape {
+  int64_t rank;
+  const char* letters;
+};
+constexpr Shape kRows[] = {{3, "(P, H, T)"}};
+constexpr Shape kQueries[] = {{3, "(P, H, Dh)"}, {4, "(P, Q, H, Dh)"}};
+constexpr Shape kKeys[] = {{4, "(P, N, H, Dh)"}};
+
 // `first`, the operator's first argument, says the device.
+template <size_t kCount>
 void check_score_tensor(const Refusal& refuse, const char* name, const Tensor& tensor,
-                        const char* first_name, const Tensor& first, int64_t rank,
-                        const char* letters) {
-  if (tensor.dim() != rank) {
-    refuse(name, "rank " + number(rank) + " " + letters, "rank " + number(tensor.dim()));
+                        const char* first_name, const Tensor& first,
+                        const Shape (&shapes)[kCount]) {
+  bool fits = false;
+  std::string expected;
+  for (const Shape& shape : shapes) {
+    fits = fits || tensor.dim() == shape.rank;
+    expected += (expected.empty() ? "rank " : " or ") + number(shape.rank) + " " + shape.letters;
   }
+  if (!fits) refuse(name, expected, "rank " + number(tensor.dim()));
   if (!score_dtype(tensor.scalar_type())) {
     refuse(name, "float32, float16 or bfloat16", dtype_name(tensor.scalar_type()));
   }
@@ -187,9 +201,32 @@ float scale_or_default(std::optional<double> scale, int64_t Dh) {
   return static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dh)));
 }
 
+// (P, H, Dh) or (P, Q, H, Dh).
+bool has_queries(const Tensor& query) {
+  return query.dim() == 4;
+}
+
+// The size of a dimension behind P, and behind Q where there is one: 1 is H, 2 is Dh.
+int64_t query_size(const Tensor& query, int64_t dim) {
+  return query.size(has_queries(query) ? dim + 1 : dim);
+}
+
+void check_queries(const Refusal& refuse, int64_t P, const char* argument, const Tensor& query) {
+  if (has_queries(query)) check_size(refuse, P, argument, "Q", query.size(1));
+}
+
 QueriesKeys queries_keys(const Tensor& query, const Tensor& key) {
-  return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
-          query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
+  const bool many = has_queries(query);
+  return {query.const_data_ptr(),
+          key.const_data_ptr(),
+          query.size(0),
+          many ? query.size(1) : 1,
+          query.stride(0),
+          many ? query.stride(1) : 0,
+          query.stride(many ? 2 : 1),
+          key.stride(0),
+          key.stride(1),
+          key.stride(2)};
 }
 
 // Checks the integers and sets what the calls that select have in common.
@@ -215,13 +252,13 @@ void check_select(const Tensor& features, const Tensor& attn_init, const Tensor&
   const Refusal refuse("select");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "attn_final", attn_final, "features", features, 3, "(P, H, T)");
+  check_score_tensor(refuse, "attn_final", attn_final, "features", features, kRows);
   const int64_t H = attn_final.size(1);
   if (!has_shape(attn_final, {P, -1, T})) {
     refuse("attn_final", "shape " + shape_text({number(P), "H", number(T)}),
            shape_text(attn_final));
   }
-  check_score_tensor(refuse, "attn_init", attn_init, "features", features, 3, "(P, H, T)");
+  check_score_tensor(refuse, "attn_init", attn_init, "features", features, kRows);
   check_same_dtype(refuse, "attn_init", attn_init, "attn_final", attn_final);
   check_size(refuse, P, "features", "T", T);
   check_size(refuse, P, "attn_final", "H", H);
@@ -247,20 +284,23 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   const Refusal refuse("select_qk");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "query_final", query_final, "features", features, 3, "(P, H, Dh)");
-  const int64_t H = query_final.size(1), Dh = query_final.size(2);
+  check_score_tensor(refuse, "query_final", query_final, "features", features, kQueries);
+  const int64_t H = query_size(query_final, 1), Dh = query_size(query_final, 2);
   if (query_final.size(0) != P) {
-    refuse("query_final", "shape " + shape_text({number(P), "H", "Dh"}), shape_text(query_final));
+    refuse("query_final",
+           "shape " + (has_queries(query_final) ? shape_text({number(P), "Q", "H", "Dh"})
+                                                : shape_text({number(P), "H", "Dh"})),
+           shape_text(query_final));
   }
-  check_score_tensor(refuse, "key_final", key_final, "features", features, 4, "(P, N, H, Dh)");
+  check_score_tensor(refuse, "key_final", key_final, "features", features, kKeys);
   const int64_t N = key_final.size(1);
   if (!has_shape(key_final, {P, -1, H, Dh})) {
     refuse("key_final", "shape " + shape_text({number(P), "N", number(H), number(Dh)}),
            shape_text(key_final));
   }
   if (N < T) refuse("key_final", "N >= T = " + number(T), "N = " + number(N));
-  check_score_tensor(refuse, "query_init", query_init, "features", features, 3, "(P, H, Dh)");
-  check_score_tensor(refuse, "key_init", key_init, "features", features, 4, "(P, N, H, Dh)");
+  check_score_tensor(refuse, "query_init", query_init, "features", features, kQueries);
+  check_score_tensor(refuse, "key_init", key_init, "features", features, kKeys);
   check_same_dtype(refuse, "key_final", key_final, "query_final", query_final);
   check_same_dtype(refuse, "query_init", query_init, "query_final", query_final);
   check_same_dtype(refuse, "key_init", key_init, "query_final", query_final);
@@ -271,16 +311,21 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_size(refuse, P, "features", "T", T);
   check_size(refuse, P, "query_final", "H", H);
   check_size(refuse, P, "query_final", "Dh", Dh);
+  check_queries(refuse, P, "query_final", query_final);
   check_scale(refuse, scale);
   begin_call(refuse, features, query_final.scalar_type(), H, integers, limits, plan, call);
   const auto B = static_cast<int64_t>(plan->pictures.size());
-  if (!has_shape(query_init, {P, H, Dh}) && !has_shape(query_init, {B, H, Dh})) {
-    refuse("query_init",
-           "shape " + shape_text({number(P), number(H), number(Dh)}) + " or " +
-               shape_text({number(B), number(H), number(Dh)}),
-           shape_text(query_init));
-  }
   const int64_t rows = query_init.size(0);
+  if ((rows != P && rows != B) || query_size(query_init, 1) != H ||
+      query_size(query_init, 2) != Dh) {
+    const auto expected = [&](int64_t first) {
+      return has_queries(query_init)
+                 ? shape_text({number(first), number(query_init.size(1)), number(H), number(Dh)})
+                 : shape_text({number(first), number(H), number(Dh)});
+    };
+    refuse("query_init", "shape " + expected(P) + " or " + expected(B), shape_text(query_init));
+  }
+  check_queries(refuse, P, "query_init", query_init);
   if (!has_shape(key_init, {rows, N, H, Dh})) {
     refuse("key_init", "shape " + shape_text({number(rows), number(N), number(H), number(Dh)}),
            shape_text(key_init));
@@ -293,15 +338,17 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   call->scale = scale_or_default(scale, Dh);
   call->init = queries_keys(query_init, key_init);
   call->final = queries_keys(query_final, key_final);
+  check_limit(refuse, limits, "query_final", "Q", call->final.Q, limits.queries);
+  check_limit(refuse, limits, "query_init", "Q", call->init.Q, limits.queries);
 }
 
 void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
                          std::optional<double> scale, const Limits& limits,
                          ClsAttentionCall* call) {
   const Refusal refuse("cls_attention");
-  check_score_tensor(refuse, "query", query, "query", query, 3, "(P, H, Dh)");
-  const int64_t P = query.size(0), H = query.size(1), Dh = query.size(2);
-  check_score_tensor(refuse, "key", key, "query", query, 4, "(P, N, H, Dh)");
+  check_score_tensor(refuse, "query", query, "query", query, kQueries);
+  const int64_t P = query.size(0), H = query_size(query, 1), Dh = query_size(query, 2);
+  check_score_tensor(refuse, "key", key, "query", query, kKeys);
   const int64_t N = key.size(1);
   if (!has_shape(key, {P, -1, H, Dh})) {
     refuse("key", "shape " + shape_text({number(P), "N", number(H), number(Dh)}), shape_text(key));
@@ -311,6 +358,7 @@ void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
   check_unit_stride(refuse, "key", key);
   check_size(refuse, P, "query", "H", H);
   check_size(refuse, P, "query", "Dh", Dh);
+  check_queries(refuse, P, "query", query);
   if (tokens < 1 || tokens > N) {
     refuse("tokens", "1 <= T <= N = " + number(N), "T = " + number(tokens));
   }
@@ -325,6 +373,7 @@ void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
   call->dtype = *score_dtype(query.scalar_type());
   call->heads = {H, N, Dh, scale_or_default(scale, Dh)};
   call->layer = queries_keys(query, key);
+  check_limit(refuse, limits, "query", "Q", call->layer.Q, limits.queries);
 }
 
 }  // namespace hired

@@ -38,10 +38,10 @@ py::dict build_info() {
 // One dict a picture: what make_plan works out.
 py::list plan(const std::vector<int64_t>& grids, const std::vector<int64_t>& budgets, double alpha,
               const std::optional<std::vector<int64_t>>& crops, const std::string& policy,
-              const std::string& order, int64_t P, int64_t T) {
+              const std::string& order, int64_t P, int64_t T, int64_t merge) {
   hired::Plan plan;
-  const hired::Status status = hired::make_plan({grids, budgets, alpha, crops, policy, order}, P, T,
-                                                hired::kCpuLimits, &plan);
+  const hired::Status status = hired::make_plan(
+      {grids, budgets, alpha, crops, policy, order, merge}, P, T, hired::kCpuLimits, &plan);
   if (!status.ok()) throw py::value_error("hired: " + status.message());
   py::list pictures;
   for (const hired::Picture& picture : plan.pictures) {
@@ -83,6 +83,7 @@ PYBIND11_MODULE(_C, m) {
         "Version, compiler, CUDA architectures, CPU instruction sets of this build.");
   m.def("plan", &plan, py::arg("grids"), py::arg("budgets"), py::arg("alpha"), py::arg("crops"),
         py::arg("policy"), py::arg("order"), py::arg("partitions"), py::arg("tokens"),
+        py::arg("merge") = 1,
         "What each picture owns and how its budget parts, from the operators' integer arguments.");
   m.def("share_out", &share_out, py::arg("rest"), py::arg("weights"), py::arg("capacities"),
         "Largest remainder under capacity: how `rest` tokens part among sub-images.");

@@ -15,7 +15,7 @@ namespace hired {
 inline Selected make_outputs(const Tensor& features, Call* call) {
   using torch::headeronly::ScalarType;
   const int64_t K = call->plan->output_rows;
-  Selected out{torch::stable::new_empty(features, {K, features.size(2)}),
+  Selected out{torch::stable::new_empty(features, {K, call->plan->rules.block() * features.size(2)}),
                torch::stable::new_empty(features, {K}, ScalarType::Long),
                torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
   auto& [tokens, indices, counts] = out;

@@ -25,10 +25,10 @@ Selected select_on_cpu(const Tensor& features, SomeCall* call,
 Selected select_cpu(Tensor features, Tensor attn_init, Tensor attn_final,
                     std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
                     std::optional<std::vector<int64_t>> crops, std::string policy,
-                    std::string order) {
+                    std::string order, int64_t merge) {
   Plan plan;
   SelectCall call{};
-  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order},
+  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order, merge},
                kCpuLimits, &plan, &call);
   return select_on_cpu(features, &call, launch_select_cpu);
 }
@@ -37,11 +37,11 @@ Selected select_qk_cpu(Tensor features, Tensor query_init, Tensor key_init, Tens
                        Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
                        double alpha, std::optional<double> scale,
                        std::optional<std::vector<int64_t>> crops, std::string policy,
-                       std::string order) {
+                       std::string order, int64_t merge) {
   Plan plan;
   SelectQkCall call{};
   check_select_qk(features, query_init, key_init, query_final, key_final,
-                  {grids, budgets, alpha, crops, policy, order}, scale, kCpuLimits, &plan, &call);
+                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCpuLimits, &plan, &call);
   return select_on_cpu(features, &call, launch_select_qk_cpu);
 }
 

@@ -32,10 +32,10 @@ Selected select_on_cuda(const char* op, const Tensor& features, SomeCall* call,
 Selected select_cuda(Tensor features, Tensor attn_init, Tensor attn_final,
                      std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
                      std::optional<std::vector<int64_t>> crops, std::string policy,
-                     std::string order) {
+                     std::string order, int64_t merge) {
   Plan plan;
   SelectCall call{};
-  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order},
+  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order, merge},
                kCudaLimits, &plan, &call);
   return select_on_cuda("select", features, &call, launch_select_cuda);
 }
@@ -44,11 +44,11 @@ Selected select_qk_cuda(Tensor features, Tensor query_init, Tensor key_init, Ten
                         Tensor key_final, std::vector<int64_t> grids, std::vector<int64_t> budgets,
                         double alpha, std::optional<double> scale,
                         std::optional<std::vector<int64_t>> crops, std::string policy,
-                        std::string order) {
+                        std::string order, int64_t merge) {
   Plan plan;
   SelectQkCall call{};
   check_select_qk(features, query_init, key_init, query_final, key_final,
-                  {grids, budgets, alpha, crops, policy, order}, scale, kCudaLimits, &plan, &call);
+                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCudaLimits, &plan, &call);
   return select_on_cuda("select_qk", features, &call, launch_select_qk_cuda);
 }
 

@@ -9,6 +9,7 @@
 // nothing). Once the digit of the k-th key holds no more than kFew keys, those are compared with
 // each other and the remaining passes are spared: 576 scores of a softmax take one pass or two.
 // The first histogram does not depend on k, so it is taken beforehand, where k is waited for.
+// Keys are anything with an operator [].
 #pragma once
 
 #include "../bits.h"
@@ -30,6 +31,8 @@ struct Cut {
   HIRED_FN bool keeps(uint32_t other, int32_t index) const {
     return other > key || (other == key && index <= last);
   }
+  // The same cut for keys that begin at `first` of these.
+  HIRED_FN Cut from(int32_t first) const { return {key, last - first}; }
 };
 
 // What the members of a group share while they look for a cut.
@@ -52,8 +55,8 @@ HIRED_FN bool has_prefix(uint32_t key, uint32_t prefix, int32_t shift) {
 }
 
 // Reads its own keys alone, and leaves all of them for others to read.
-template <class Group>
-HIRED_FN Survey survey(const Group& group, const uint32_t* keys, int32_t T,
+template <class Group, class Keys>
+HIRED_FN Survey survey(const Group& group, const Keys& keys, int32_t T,
                        ChooseScratch* scratch) {
   uint32_t ones = 0, zeros = 0;  // bits that are set, that are clear, in some key
   for (int32_t t = group.rank(); t < T; t += group.size()) {
@@ -110,8 +113,8 @@ HIRED_FN Digit find_digit(const Team& team, uint32_t wanted, const uint32_t* his
 
 // The cut at the `wanted`-th of at most kFew keys that have a prefix: each counts those ahead of
 // it.
-template <class Group>
-HIRED_FN Cut cut_few(const Group& group, const uint32_t* keys, int32_t T, uint32_t prefix,
+template <class Group, class Keys>
+HIRED_FN Cut cut_few(const Group& group, const Keys& keys, int32_t T, uint32_t prefix,
                      int32_t shift, uint32_t count, uint32_t wanted, ChooseScratch* scratch) {
   for (int32_t t = group.rank(); t < T; t += group.size()) {
     const uint32_t key = keys[t];
@@ -134,8 +137,8 @@ HIRED_FN Cut cut_few(const Group& group, const uint32_t* keys, int32_t T, uint32
 }
 
 // The cut at the `wanted`-th key, in index order, that equals `key`.
-template <class Group>
-HIRED_FN Cut cut_ties(const Group& group, const uint32_t* keys, int32_t T, uint32_t key,
+template <class Group, class Keys>
+HIRED_FN Cut cut_ties(const Group& group, const Keys& keys, int32_t T, uint32_t key,
                       uint32_t wanted, ChooseScratch* scratch) {
   uint32_t passed = 0;
   for (int32_t base = 0; base < T && passed < wanted; base += group.size()) {
@@ -151,8 +154,8 @@ HIRED_FN Cut cut_ties(const Group& group, const uint32_t* keys, int32_t T, uint3
 }
 
 // The cut that keeps exactly k of the surveyed keys [T]: 0 <= k <= those that may be kept.
-template <class Group>
-HIRED_FN Cut choose(const Group& group, const uint32_t* keys, int32_t T, int32_t k,
+template <class Group, class Keys>
+HIRED_FN Cut choose(const Group& group, const Keys& keys, int32_t T, int32_t k,
                     const Survey& surveyed, ChooseScratch* scratch) {
   if (k <= 0) return {0xffffffffu, -1};  // no score has this key
   uint32_t prefix = surveyed.common, wanted = static_cast<uint32_t>(k);

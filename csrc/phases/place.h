@@ -2,7 +2,8 @@
 //
 // What a partition keeps, as a mask of T bits, and which row of the output each kept patch takes:
 // the full image's in index order, then the sub-images' one after the other, or in raster order
-// over the assembled grid, as LLaVA-NeXT packs them. Positions are counts of bits, so that masks
+// over the assembled grid, as LLaVA-NeXT packs them; or the full image's behind the others. Where
+// patches are merged, patches here are tokens, and T is M. Positions are counts of bits, so that masks
 // are all that partitions have to know of each other: 72 bytes of one with 576 patches.
 #pragma once
 
@@ -15,25 +16,30 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// mask [mask_words(T)]: what the partition keeps by a cut that keeps k. partition 0 is the full
-// image. Returns their number.
+// mask [mask_words(T)]: what the partition keeps of its keys [T] by a cut, which keeps k of them
+// but under `pooled`. partition 0 is the full image. Returns their number.
 template <class Group>
 HIRED_FN int32_t mark_kept(const Group& group, const Rules& rules, const Picture& picture,
                            int32_t partition, const uint32_t* keys, const Cut& cut, int32_t k,
                            uint32_t* mask) {
-  const int32_t side = rules.side;
+  const int32_t T = rules.tokens, side = rules.side;
   // Under `published` padding takes part in the choice, and is dropped from what was chosen.
-  if (rules.policy == Policy::kPublished && partition > 0 && !is_whole(picture, side)) {
-    const Box box = sub_image_box(picture, side, partition - 1);
-    const uint32_t marked = group.mark(
-        rules.tokens,
-        [&](int32_t t) { return cut.keeps(keys[t], t) && box.holds(t / side, t % side); }, mask);
-    uint32_t all;
-    group.exclusive_sum(marked, &all);
-    return static_cast<int32_t>(all);
+  const bool drops =
+      rules.policy == Policy::kPublished && partition > 0 && !is_whole(picture, side);
+  if (!drops && rules.policy != Policy::kPooled) {
+    group.mark(T, [&](int32_t t) { return cut.keeps(keys[t], t); }, mask);
+    return k;
   }
-  group.mark(rules.tokens, [&](int32_t t) { return cut.keeps(keys[t], t); }, mask);
-  return k;
+  const Box box = drops ? sub_image_box(picture, side, partition - 1) : Box{0, side, 0, side};
+  const uint32_t marked = group.mark(
+      T,
+      [&](int32_t t) {
+        return cut.keeps(keys[t], t) && (!drops || box.holds(t / side, t % side));
+      },
+      mask);
+  uint32_t all;
+  group.exclusive_sum(marked, &all);
+  return static_cast<int32_t>(all);
 }
 
 // How many of the patches [begin, end) are kept.
@@ -79,15 +85,19 @@ HIRED_FN int32_t row_shift(const Team& team, const uint32_t* masks, int32_t word
 }
 
 // The output row from which a partition's kept patches count: to it, a patch adds its position in
-// the partition and, where `raster`, the shift of its patch row. counts [R * C] of the sub-images;
-// the full image keeps its budget.
+// the partition and, under `raster`, the shift of its patch row. full: how many the full image
+// keeps, which nobody asks where it comes last; counts [R * C]: how many each sub-image does.
 template <class Count>
-HIRED_FN int64_t base_row(const Picture& picture, int32_t partition, const Count* counts,
-                          bool raster) {
-  if (partition == 0) return picture.first_row;
-  const int32_t sub_image = partition - 1;
-  const int32_t before = raster ? sub_image / picture.cols * picture.cols : sub_image;
-  int64_t row = picture.first_row + picture.full_budget;
+HIRED_FN int64_t base_row(const Rules& rules, const Picture& picture, int32_t partition,
+                          int64_t full, const Count* counts) {
+  const bool last = rules.order == Order::kFullLast;
+  int32_t before = partition - 1;  // sub-images, of which all that is kept comes first
+  if (partition == 0) {
+    before = last ? picture.sub_images() : 0;
+  } else if (rules.order == Order::kRaster) {
+    before = before / picture.cols * picture.cols;
+  }
+  int64_t row = picture.first_row + (last || partition == 0 ? 0 : full);
   for (int32_t i = 0; i < before; ++i) row += counts[i];
   return row;
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Scores of patches, as ordered keys: the CLS token's attention summed over heads in ascending
-// order, in float32. From attention rows each element is read once; from queries and keys the
-// softmax over all N keys comes first, e^(x - max) / sum, without a matrix of it.
+// Scores of tokens, as ordered keys: the judges' attention to their patches, summed over heads in
+// ascending order and then over the patches of a token in raster order, in float32. From attention
+// rows each element is read once; from queries and keys the softmax over all N keys comes first,
+// e^(x - max) / sum, without a matrix of it.
 #pragma once
 
 #include "../group.h"
@@ -13,15 +14,17 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// keys [T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits on every backend. A member
-// leaves its own keys, which others may read once the group has met.
+// keys [T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits on every backend; where they
+// are to be merged, the bits of the scores themselves. A member leaves its own, which others may
+// read once the group has met.
 //
 // Elements of kAhead heads and kColumns patches are fetched before the first is looked at, and
 // without a condition, for which addresses stop at the last head and patch: one trip to memory for
 // all of them. (A load under a condition, or a conversion behind each, and the compiler waits.)
 template <class Group, class Scalar>
 HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
-                              int64_t stride_t, int32_t H, int32_t T, uint32_t* keys) {
+                              int64_t stride_t, int32_t H, int32_t T, bool merged,
+                              uint32_t* keys) {
   constexpr int kWidth = Group::kWidth, kAhead = Group::kAhead, kColumns = Group::kColumns;
   const int64_t head_stride = stride_h * static_cast<int64_t>(sizeof(Scalar));
   const int32_t step = group.size() * kWidth;
@@ -58,8 +61,26 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
     HIRED_UNROLL
     for (int j = 0; j < kColumns; ++j) {
       const int32_t t = first + j * step;
-      for (int i = 0; i < n && t < T; ++i) keys[t + i] = ordered_key(group.lane(sums[j], i));
+      for (int i = 0; i < n && t < T; ++i) {
+        const float score = group.lane(sums[j], i);
+        keys[t + i] = merged ? bit_cast<uint32_t>(score) : ordered_key(score);
+      }
     }
+  }
+}
+
+// keys [M] of the scores [T] of patches, which are given by their bits: a token's is the sum of its
+// block of patches, one after the other in raster order. A group of one may leave them in place: patch
+// m belongs to token m or to an earlier one.
+template <class Group>
+HIRED_FN void merge_scores(const Group& group, const Rules& rules, const uint32_t* scores,
+                           uint32_t* keys) {
+  const int32_t g = rules.merge, side = rules.side * g;
+  for (int32_t m = group.rank(); m < rules.tokens; m += group.size()) {
+    const uint32_t* corner = scores + m / rules.side * g * side + m % rules.side * g;
+    float sum = bit_cast<float>(corner[0]);
+    for (int32_t i = 1; i < g * g; ++i) sum += bit_cast<float>(corner[i / g * side + i % g]);
+    keys[m] = ordered_key(sum);
   }
 }
 
@@ -129,11 +150,15 @@ HIRED_FN void add_softmax(const Group& group, const typename Group::Lane& larges
   }
 }
 
-// Keys of patches that are padding of their sub-image fall below every score. A member's own keys.
+// keys [M] of a partition, 0 being the full image: those of padding fall below every score. A
+// member's own keys.
 template <class Group>
-HIRED_FN void exclude_padding(const Group& group, const Box& box, int32_t side, int32_t T,
-                              uint32_t* keys) {
-  for (int32_t t = group.rank(); t < T; t += group.size()) {
+HIRED_FN void exclude_padding(const Group& group, const Rules& rules, const Picture& picture,
+                              int32_t partition, uint32_t* keys) {
+  const int32_t side = rules.side;
+  if (partition == 0 || is_whole(picture, side)) return;
+  const Box box = sub_image_box(picture, side, partition - 1);
+  for (int32_t t = group.rank(); t < rules.tokens; t += group.size()) {
     if (!box.holds(t / side, t % side)) keys[t] = kKeyExcluded;
   }
 }
