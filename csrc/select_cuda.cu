@@ -18,11 +18,13 @@ constexpr Arena::Where kWhere = Arena::Where::kDevice;
 #endif
 
 DeviceWorkspace carve(const Call& call, bool from_keys, Arena* arena) {
-  const int64_t P = call.P, T = call.plan->rules.tokens;
+  const Rules& rules = call.plan->rules;
+  const int64_t P = call.P;
   const int64_t score_rows = from_keys ? P + call.plan->init_rows : 0;
   DeviceWorkspace workspace{};
-  workspace.probabilities = arena->take<float>(score_rows * call.H * T);
-  workspace.kept = arena->take<uint32_t>(P * mask_words(static_cast<int32_t>(T)));
+  workspace.probabilities = arena->take<float>(score_rows * call.H * rules.patches());
+  workspace.keys = arena->take<uint32_t>(rules.policy == Policy::kPooled ? P * rules.tokens : 0);
+  workspace.kept = arena->take<uint32_t>(P * mask_words(rules.tokens));
   workspace.budgets = arena->take<int32_t>(P);
   return workspace;
 }

@@ -14,7 +14,7 @@
 namespace hired {
 
 // Pictures of a launch within so many bytes of parameters, which are sent along with it.
-inline constexpr int kTinyBatch = 4;     // 0.6 KB
+inline constexpr int kTinyBatch = 4;     // 0.7 KB
 inline constexpr int kSmallBatch = 64;   // 4 KB
 inline constexpr int kLargeBatch = 512;  // 32 KB, which sm_70 and later have
 
@@ -22,7 +22,8 @@ inline constexpr int kLargeBatch = 512;  // 32 KB, which sm_70 and later have
 // itself: its tokens are on their way while sub-images are still scored and weighed.
 struct alignas(16) PictureCounters {
   uint32_t heads_init, heads_full, heads_sub;  // head jobs done
-  uint32_t weighed;                            // 1 once the budgets of sub-images are known
+  uint32_t weighed;                            // 1 once the budgets of sub-images are known; under
+                                               // `pooled` partitions whose scores are known
   uint32_t chosen_full;                        // 1 once it is known what the full image keeps
   uint32_t chosen_sub;                         // sub-images of which it is known what they keep
 };
@@ -40,7 +41,8 @@ struct Counters {
 struct DeviceWorkspace {
   Counters* counters;
   float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer
-  uint32_t* kept;        // [P, mask_words(T)], a bit a patch
+  uint32_t* keys;        // [P, M], `pooled` only
+  uint32_t* kept;        // [P, mask_words(M)], a bit a token
   int32_t* budgets;      // [P]
 };
 

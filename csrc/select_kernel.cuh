@@ -6,7 +6,9 @@
 //   heads   (select_qk) one head of one score row: N dot products, softmax, T probabilities, which
 //           stand in the workspace as attention rows do in `select`
 //   weigh   one picture: scores of its full image at the initial layer, budgets of its partitions
-//   choose  one partition: scores at the final layer, its top-k as a mask
+//           (under `pooled` one partition: its scores at the final layer)
+//   choose  one partition: scores at the final layer, its top-k as a mask (under `pooled` what it
+//           has of the picture's top-k, which every partition's block finds for itself)
 //   gather  some kept tokens of one partition: their rows of the output, and the copy
 // A block does not take the job of its index but the next of the list, by a ticket that it draws
 // with atomicAdd as it starts.
@@ -22,7 +24,8 @@
 // to leave.
 //
 // Bytes: every key or attention element once, every kept token read and written once; beside them
-// H * T probabilities a score row (select_qk), T bits a partition, all within the L2.
+// H * T probabilities a score row (select_qk), T bits a partition and, under `pooled`, its T scores
+// once for each partition of the picture, all within the L2.
 #pragma once
 
 #include "device.cuh"
@@ -56,12 +59,13 @@ struct LaunchParams {
   int32_t first_picture, count;
   int32_t first_partition, partitions;  // of this launch
   int32_t init_jobs;                    // head jobs of the initial layer: none if nobody reads it
+  int32_t weigh_jobs;                   // `count` of them, or `partitions` under `pooled`
   int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
   int32_t key_lanes_init, key_lanes_final;  // as attend() has them
   Picture pictures[kPictures];
 };
 
-static_assert(sizeof(LaunchParams<kTinyBatch>) <= 640);
+static_assert(sizeof(LaunchParams<kTinyBatch>) <= 704);
 static_assert(sizeof(LaunchParams<kSmallBatch>) <= 4096, "what sm_61 takes");
 static_assert(sizeof(LaunchParams<kLargeBatch>) <= 32764, "what sm_70 and later take");
 
@@ -106,24 +110,27 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
   const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
   const int64_t index = init ? init_index : p;
   const int64_t score_row = init ? params.P + picture.init_row : p;
+  const int32_t T = params.rules.patches();
   attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
                  init ? params.key_lanes_init : params.key_lanes_final, index, h,
-                 params.rules.tokens, reinterpret_cast<float*>(shared), group,
-                 params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
+                 T, reinterpret_cast<float*>(shared), group,
+                 params.workspace.probabilities + (score_row * params.H + h) * T);
   PictureCounters& counted = counters[b];
   arrive(init                           ? &counted.heads_init
          : p == picture.first_partition ? &counted.heads_full
                                         : &counted.heads_sub);
 }
 
-// keys [T] in shared memory of one score row, each thread its own, waiting for its heads if they
-// are being computed.
+// keys [M] in shared memory of one score row, each thread its own, waiting for its heads if they
+// are being computed. Where patches are merged, their scores [T] come to stand behind the keys.
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params, int32_t b,
                                           bool init, int64_t p,
                                           [[maybe_unused]] PictureCounters* counters,
                                           const BlockGroup& group, uint32_t* keys) {
-  const int32_t H = params.H, T = params.rules.tokens;
+  const int32_t H = params.H, T = params.rules.patches();
+  const bool merged = params.rules.merge > 1;
+  uint32_t* scores = merged ? keys + params.rules.tokens : keys;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;
   if constexpr (kFromKeys) {
@@ -137,18 +144,22 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
       wait_for(&counters[b].heads_sub, all, "heads_sub", b);
     }
     const int64_t row = init ? params.P + picture.init_row : p;
-    score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
+    score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, merged, scores);
   } else {
     const Attention& layer = init ? params.attention_init : params.attention_final;
     const int64_t init_row = layer.rows == params.P ? picture.first_partition : call_picture;
     const auto* attention =
         static_cast<const Scalar*>(layer.data) + (init ? init_row : p) * layer.stride_row;
-    score_attention(group, attention, layer.stride_h, layer.stride_t, H, T, keys);
+    score_attention(group, attention, layer.stride_h, layer.stride_t, H, T, merged, scores);
+  }
+  if (merged) {
+    group.sync();
+    merge_scores(group, params.rules, scores, keys);
   }
 }
 
 // Shared memory: remainders, weights, capacities [R * C] and budgets [1 + R * C] at their largest,
-// ChooseScratch, mask [mask_words(T)], keys [T].
+// ChooseScratch, mask [mask_words(M)], keys of score_row().
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params, int32_t b,
                                           PictureCounters* counters, char* shared,
@@ -173,22 +184,33 @@ __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params,
   arrive(&counters[b].weighed);
 }
 
-// Shared memory: ChooseScratch, keys [T].
+// What a partition keeps of its keys [M] by a cut, for those who gather.
+template <class Keys, int kPictures>
+__device__ __forceinline__ void keep(const LaunchParams<kPictures>& params, int32_t b, int32_t p,
+                                     const Keys& keys, const Cut& cut, int32_t k,
+                                     PictureCounters* counters, const BlockGroup& group) {
+  const Picture& picture = params.pictures[b];
+  const int32_t partition = p - picture.first_partition;
+  uint32_t* mask = params.workspace.kept + int64_t{p} * mask_words(params.rules.tokens);
+  const int32_t count = mark_kept(group, params.rules, picture, partition, keys, cut, k, mask);
+  if (group.rank() == 0) params.output.counts[p] = count;
+  arrive(partition == 0 ? &counters[b].chosen_full : &counters[b].chosen_sub);
+}
+
+// Shared memory: ChooseScratch, keys of score_row().
 template <class Scalar, bool kFromKeys, int kPictures>
 __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params, int32_t p,
                                            PictureCounters* counters, char* shared,
                                            const BlockGroup& group) {
   const Rules& rules = params.rules;
-  const int32_t T = rules.tokens, side = rules.side;
+  const int32_t T = rules.tokens;
   const int32_t b = picture_of_partition(params, p);
   const Picture& picture = params.pictures[b];
   const int32_t partition = p - picture.first_partition;
   auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
   auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
   score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
-  if (rules.policy == Policy::kExact && partition > 0 && !is_whole(picture, side)) {
-    exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
-  }
+  if (rules.policy == Policy::kExact) exclude_padding(group, rules, picture, partition, keys);
   const Survey surveyed = survey(group, keys, T, choose_scratch);
   int32_t budget = picture.full_budget;
   if (partition > 0) {
@@ -196,24 +218,92 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
     budget = load_fresh(params.workspace.budgets + p);
   }
   const Cut cut = choose(group, keys, T, budget, surveyed, choose_scratch);
-  const int32_t count = mark_kept(group, rules, picture, partition, keys, cut, budget,
-                                  params.workspace.kept + int64_t{p} * mask_words(T));
-  if (group.rank() == 0) params.output.counts[p] = count;
-  arrive(partition == 0 ? &counters[b].chosen_full : &counters[b].chosen_sub);
+  keep(params, b, p, keys, cut, budget, counters, group);
 }
 
-// A row of the output, by one warp: its index, and its token or, where there is none, zeros.
+// Scores of a partition under `pooled`, for all of its picture. Shared memory: keys of score_row().
+template <class Scalar, bool kFromKeys, int kPictures>
+__device__ __forceinline__ void score_job(const LaunchParams<kPictures>& params, int32_t p,
+                                          PictureCounters* counters, char* shared,
+                                          const BlockGroup& group) {
+  const int32_t b = picture_of_partition(params, p), T = params.rules.tokens;
+  const Picture& picture = params.pictures[b];
+  auto* keys = reinterpret_cast<uint32_t*>(shared);
+  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
+  exclude_padding(group, params.rules, picture, p - picture.first_partition, keys);
+  uint32_t* shown = params.workspace.keys + int64_t{p} * T;
+  for (int32_t t = group.rank(); t < T; t += group.size()) shown[t] = keys[t];
+  arrive(&counters[b].weighed);
+}
+
+// Keys that other blocks have left in memory.
+struct FreshKeys {
+  const uint32_t* keys;
+
+  __device__ __forceinline__ uint32_t operator[](int32_t t) const { return load_fresh(keys + t); }
+};
+
+// The same in shared memory, each thread its own, with as few trips as registers allow.
+__device__ __forceinline__ void stage(const BlockGroup& group, const uint32_t* keys, int32_t n,
+                                      uint32_t* staged) {
+  constexpr int kTogether = 12;  // of 256 threads all keys of five partitions of 576
+  const int32_t step = group.size();
+  for (int32_t first = group.rank(); first < n; first += kTogether * step) {
+    uint32_t held[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int32_t t = first + i * step;
+      held[i] = load_fresh(keys + (t < n ? t : first));
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (first + i * step < n) staged[first + i * step] = held[i];
+    }
+  }
+}
+
+// What a partition keeps of its picture's best under `pooled`: each of the picture's blocks looks
+// for the same cut through all of its keys, which costs less than to wait for one that does. Shared
+// memory: ChooseScratch, keys [(1 + R * C) * M] where there are no more than kStagedKeys.
 template <int kPictures>
-__device__ __forceinline__ void write_row(const LaunchParams<kPictures>& params,
-                                          const WarpGroup& warp, int64_t row, int64_t index,
-                                          const char* token) {
-  if (warp.rank() == 0) params.output.indices[row] = index;
-  const int64_t bytes = params.features.row_bytes;
-  gather_row(warp, token, bytes, static_cast<char*>(params.output.tokens) + row * bytes);
+__device__ __forceinline__ void choose_pooled_job(const LaunchParams<kPictures>& params, int32_t p,
+                                                  PictureCounters* counters, char* shared,
+                                                  const BlockGroup& group) {
+  const int32_t b = picture_of_partition(params, p), T = params.rules.tokens;
+  const Picture& picture = params.pictures[b];
+  const int32_t partitions = 1 + picture.sub_images(), n = partitions * T;
+  const int32_t own = (p - picture.first_partition) * T;
+  auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
+  const uint32_t* shown = params.workspace.keys + int64_t{picture.first_partition} * T;
+  const auto choose_from = [&](const auto& keys, const auto& own_keys) {
+    const Survey surveyed = survey(group, keys, n, choose_scratch);
+    const Cut cut = choose(group, keys, n, picture.output_rows, surveyed, choose_scratch);
+    keep(params, b, p, own_keys, cut.from(own), 0, counters, group);
+  };
+  wait_for(&counters[b].weighed, static_cast<uint32_t>(partitions), "weighed", b);
+  if (n <= kStagedKeys) {
+    auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
+    stage(group, shown, n, keys);
+    choose_from(keys, keys + own);
+  } else {
+    choose_from(FreshKeys{shown}, FreshKeys{shown + own});
+  }
 }
 
-// Shared memory: masks [C, mask_words(T)] of the sub-images in the same row of the grid (or of the
-// partition alone), counts of the sub-images [R * C] (or of the full image alone).
+// A patch's part of a row of the output, by one warp: its token's index with the first of them, and
+// the patch itself or, where there is none, zeros.
+template <int kPictures>
+__device__ __forceinline__ void write_patch(const LaunchParams<kPictures>& params,
+                                            const WarpGroup& warp, int64_t row, int32_t piece,
+                                            int64_t index, const char* patch) {
+  if (piece == 0 && warp.rank() == 0) params.output.indices[row] = index;
+  const int64_t bytes = params.features.row_bytes;
+  char* tokens = static_cast<char*>(params.output.tokens);
+  gather_patch(warp, patch, bytes, tokens + (row * params.rules.block() + piece) * bytes);
+}
+
+// Shared memory: masks [C, mask_words(M)] of the sub-images in the same row of the grid (or of the
+// partition alone), counts [1 + R * C] of those partitions that come before.
 template <int kPictures>
 __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params, int32_t job,
                                            PictureCounters* counters, char* shared,
@@ -241,35 +331,43 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const bool raster = rules.order == Order::kRaster && !full;
   const int32_t C = raster ? picture.cols : 1, c = raster ? (partition - 1) % C : 0;
 
-  if (full) {
-    wait_for(&counters[b].chosen_full, 1, "chosen_full", b);
-  } else {
-    wait_for(&counters[b].chosen_sub, static_cast<uint32_t>(n), "chosen_sub", b);
-  }
+  // Whose counts have to be known. The full image's is its budget, but under `pooled`.
+  const bool last = rules.order == Order::kFullLast;
+  const bool ask_full = full || (rules.policy == Policy::kPooled && !last);
+  const bool ask_sub = !full || (last && n > 0);
+  if (ask_full) wait_for(&counters[b].chosen_full, 1, "chosen_full", b);
+  if (ask_sub) wait_for(&counters[b].chosen_sub, static_cast<uint32_t>(n), "chosen_sub", b);
   // Masks and the low words of counts, with one trip to memory for both.
   auto* masks = reinterpret_cast<uint32_t*>(shared);
-  const uint32_t* counts = masks + C * words;
+  uint32_t* counts = masks + C * words;
   const uint32_t* mask_source = params.workspace.kept + int64_t{p - c} * words;
-  const auto* count_source = reinterpret_cast<const uint32_t*>(
-      params.output.counts + picture.first_partition + (full ? 0 : 1));
-  const int32_t staged = C * words + (full ? 1 : n);
+  const auto* count_source =
+      reinterpret_cast<const uint32_t*>(params.output.counts + picture.first_partition);
+  const int32_t first_count = ask_full ? 0 : 1;
+  const int32_t staged = C * words + (ask_sub ? 1 + n : 1) - first_count;
   for (int32_t i = group.rank(); i < staged; i += group.size()) {
-    const int32_t counted = i - C * words;
-    masks[i] = load_fresh(counted < 0 ? mask_source + i : count_source + 2 * counted);
+    const int32_t counted = i - C * words + first_count;
+    const bool is_mask = i < C * words;
+    (is_mask ? masks + i : counts + counted)[0] =
+        load_fresh(is_mask ? mask_source + i : count_source + 2 * counted);
   }
   group.sync();
 
   const WarpGroup warp = group.team();
   const int32_t first = chunk * group.teams() + group.team_index(), step = chunks * group.teams();
+  const int32_t block = rules.block();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
-  const int64_t base = base_row(picture, partition, counts, raster);
-  const auto kept = static_cast<int32_t>(counts[partition - (full ? 0 : 1)]);
-  for (int32_t i = first; i < kept; i += step) {
-    const int32_t t = kept_patch(warp, masks + c * words, words, i);
+  const int64_t base = base_row(rules, picture, partition,
+                                ask_full ? counts[0] : picture.full_budget, counts + 1);
+  const int32_t pieces = static_cast<int32_t>(counts[partition]) * block;
+  for (int32_t i = first; i < pieces; i += step) {
+    const int32_t kept = block > 1 ? i / block : i, piece = i - kept * block;
+    const int32_t t = kept_patch(warp, masks + c * words, words, kept);
     const int32_t shift = raster ? row_shift(warp, masks, words, side, C, c, t / side) : 0;
-    write_row(params, warp, base + i + shift, int64_t{p} * T + t,
-              token_at(source, features.stride_p_bytes, features.stride_t_bytes, p, t));
+    write_patch(params, warp, base + kept + shift, piece, int64_t{p} * T + t,
+                patch_at(source, features.stride_p_bytes, features.stride_t_bytes, p,
+                         patch_of(rules, t, piece)));
   }
   if (rules.policy != Policy::kPublished || !full) return;
   // Rows that the picture owns and does not fill.
@@ -277,7 +375,7 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   int64_t filled = picture.full_budget;
   for (int32_t i = 1; i <= n; ++i) filled += load_fresh(count_source + 2 * i);
   for (int64_t i = filled + first; i < picture.output_rows; i += step) {
-    write_row(params, warp, picture.first_row + i, -1, nullptr);
+    write_patch(params, warp, picture.first_row + i, 0, -1, nullptr);
   }
 }
 
@@ -310,13 +408,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 #endif
   if (job == static_cast<int32_t>(gridDim.x) - 1) turn(all, set, group);
   PictureCounters* counters = all->sets[set == 0 ? 0 : 1];
+  const bool pooled = params.rules.policy == Policy::kPooled;
   const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
   if (job < heads) {
     if constexpr (kFromKeys) heads_job<Scalar>(params, job, counters, shared, group);
-  } else if ((job -= heads) < params.count) {
-    weigh_job<Scalar, kFromKeys>(params, job, counters, shared, group);
-  } else if ((job -= params.count) < params.partitions) {
-    choose_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+  } else if ((job -= heads) < params.weigh_jobs) {
+    if (pooled) {
+      score_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+    } else {
+      weigh_job<Scalar, kFromKeys>(params, job, counters, shared, group);
+    }
+  } else if ((job -= params.weigh_jobs) < params.partitions) {
+    if (pooled) {
+      choose_pooled_job(params, params.first_partition + job, counters, shared, group);
+    } else {
+      choose_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+    }
   } else {
     gather_job(params, job - params.partitions, counters, shared, group);
   }

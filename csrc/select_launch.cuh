@@ -14,7 +14,7 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// Rows of the output that a warp of a gather job copies, about: one after the other, so one where
+// Patches that a warp of a gather job copies, about: one after the other, so one where
 // that leaves room for all blocks at once. Where it does not, blocks come in waves, and two rows a
 // warp spare as many starts as they cost trips to memory. Predicted, not measured.
 inline constexpr int32_t kRowsPerWarp = 2;
@@ -25,12 +25,39 @@ inline int32_t blocks_for(int64_t rows, int32_t rows_per_warp, int32_t threads) 
   return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
 }
 
-inline size_t shared_bytes(const Call& call, int64_t N, int32_t columns) {
-  const int64_t T = call.plan->rules.tokens, mask = mask_words(call.plan->rules.tokens);
-  const int64_t words = sizeof(uint32_t), choice = sizeof(ChooseScratch) + T * words;
-  const int64_t weigh = choice + (4 * kMaxSubImages + 1 + mask) * words;
-  const int64_t gather = (std::max(1, columns) * mask + kMaxSubImages) * words;
-  return (4 + BlockGroup::kScratch) * words + std::max({head_bytes(N), weigh, gather});
+// Rows that partitions of a picture are expected to keep: an even share, where only the device knows
+// how many it will be.
+struct Rows {
+  int64_t of_full, of_sub;
+};
+
+inline Rows rows_to_expect(const Picture& picture, bool pooled) {
+  const int64_t sub_images = picture.sub_images();
+  const auto even = [](int64_t rows, int64_t parts) { return (rows + parts - 1) / parts; };
+  if (pooled) {
+    const int64_t each = even(picture.output_rows, 1 + sub_images);
+    return {each, sub_images > 0 ? each : 0};
+  }
+  return {picture.full_budget, even(picture.rest, std::max<int64_t>(1, sub_images))};
+}
+
+// partitions, columns: of the picture that has most of them.
+inline size_t shared_bytes(const Call& call, int64_t N, int32_t partitions, int32_t columns) {
+  const Rules& rules = call.plan->rules;
+  const int64_t M = rules.tokens, mask = mask_words(rules.tokens);
+  const int64_t words = sizeof(uint32_t);
+  const int64_t scored = M + (rules.merge > 1 ? rules.patches() : 0);
+  int64_t keys = scored;
+  if (rules.policy == Policy::kPooled) {
+    const int64_t all = partitions * M;
+    // Of pictures with fewer partitions there may be fewer keys.
+    keys = std::max(keys, std::min(all, int64_t{kStagedKeys}));
+  }
+  const int64_t choice = sizeof(ChooseScratch) + keys * words;
+  const int64_t weigh = sizeof(ChooseScratch) + (scored + 4 * kMaxSubImages + 1 + mask) * words;
+  const int64_t gather = (std::max(1, columns) * mask + 1 + kMaxSubImages) * words;
+  return (4 + BlockGroup::kScratch) * words +
+         std::max({head_bytes(N), choice, weigh, gather});
 }
 
 template <class Scalar, int kPictures>
@@ -93,19 +120,23 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   params.count = count;
   const Picture* pictures = call.plan->pictures.data() + first;
   params.first_partition = pictures[0].first_partition;
+  const bool pooled = params.rules.policy == Policy::kPooled;
   int64_t full_rows = 0, sub_rows = 0;
-  int32_t columns = 0;
+  int32_t partitions = 0, columns = 0;
   bool any_rest = false;
   for (int32_t b = 0; b < count; ++b) {
     const Picture& picture = pictures[b];
     params.pictures[b] = picture;
-    params.partitions += 1 + picture.sub_images();
-    full_rows = std::max<int64_t>(full_rows, picture.full_budget);
-    const int64_t sub_images = std::max(1, picture.sub_images());
-    sub_rows = std::max<int64_t>(sub_rows, (picture.rest + sub_images - 1) / sub_images);
+    const int32_t sub_images = picture.sub_images();
+    params.partitions += 1 + sub_images;
+    const Rows rows = rows_to_expect(picture, pooled);
+    full_rows = std::max(full_rows, rows.of_full * params.rules.block());
+    sub_rows = std::max(sub_rows, rows.of_sub * params.rules.block());
+    partitions = std::max(partitions, 1 + sub_images);
     columns = std::max(columns, picture.cols);
     any_rest = any_rest || picture.rest > 0;
   }
+  params.weigh_jobs = pooled ? params.partitions : count;
   params.init_jobs = kKeys && any_rest ? count * params.H : 0;
   const int64_t heads = kKeys ? params.init_jobs + int64_t{params.partitions} * params.H : 0;
   int64_t resident = 0;
@@ -114,7 +145,7 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   for (int32_t rows_per_warp = 1; rows_per_warp <= kRowsPerWarp; ++rows_per_warp) {
     params.full_blocks = blocks_for(full_rows, rows_per_warp, place.threads);
     params.sub_blocks = blocks_for(sub_rows, rows_per_warp, place.threads);
-    jobs = heads + count + params.partitions + int64_t{count} * params.full_blocks +
+    jobs = heads + params.weigh_jobs + params.partitions + int64_t{count} * params.full_blocks +
            int64_t{params.partitions - count} * params.sub_blocks;
     if (jobs <= resident) break;
   }
@@ -126,7 +157,7 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   return cuda_status(
       cudaLaunchKernel(select_kernel<Scalar, kKeys, kPictures>, dim3(static_cast<unsigned>(jobs)),
                        dim3(static_cast<unsigned>(place.threads)), arguments,
-                       shared_bytes(call, params.N, columns),
+                       shared_bytes(call, params.N, partitions, columns),
                        static_cast<cudaStream_t>(place.stream)),
       "the kernel to start");
 }

@@ -18,9 +18,9 @@ inline namespace HIRED_ISA {
 
 // mask [mask_words(T)]: what the partition keeps of its keys [T] by a cut, which keeps k of them
 // but under `pooled`. partition 0 is the full image. Returns their number.
-template <class Group>
+template <class Group, class Keys>
 HIRED_FN int32_t mark_kept(const Group& group, const Rules& rules, const Picture& picture,
-                           int32_t partition, const uint32_t* keys, const Cut& cut, int32_t k,
+                           int32_t partition, const Keys& keys, const Cut& cut, int32_t k,
                            uint32_t* mask) {
   const int32_t T = rules.tokens, side = rules.side;
   // Under `published` padding takes part in the choice, and is dropped from what was chosen.

@@ -129,11 +129,11 @@ Tensor emulate_cls_attention(Tensor query, Tensor key, int64_t tokens,
 Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final,
                         std::vector<int64_t> grids, std::vector<int64_t> budgets, double alpha,
                         std::optional<std::vector<int64_t>> crops, std::string policy,
-                        std::string order) {
+                        std::string order, int64_t merge) {
   hired::Plan plan;
   hired::SelectCall call{};
   hired::check_select(features, attn_init, attn_final,
-                      {grids, budgets, alpha, crops, policy, order}, hired::kCudaLimits, &plan,
+                      {grids, budgets, alpha, crops, policy, order, merge}, hired::kCudaLimits, &plan,
                       &call);
   return run(features, &call, hired::launch_select_cuda);
 }
@@ -142,11 +142,11 @@ Selected emulate_select_qk(Tensor features, Tensor query_init, Tensor key_init, 
                            Tensor key_final, std::vector<int64_t> grids,
                            std::vector<int64_t> budgets, double alpha, std::optional<double> scale,
                            std::optional<std::vector<int64_t>> crops, std::string policy,
-                           std::string order) {
+                           std::string order, int64_t merge) {
   hired::Plan plan;
   hired::SelectQkCall call{};
   hired::check_select_qk(features, query_init, key_init, query_final, key_final,
-                         {grids, budgets, alpha, crops, policy, order}, scale, hired::kCudaLimits,
+                         {grids, budgets, alpha, crops, policy, order, merge}, scale, hired::kCudaLimits,
                          &plan, &call);
   return run(features, &call, hired::launch_select_qk_cuda);
 }
