@@ -299,6 +299,20 @@ def tokens_a_side(side: int, merge: int) -> int:
     return side // merge
 
 
+def lattice(side: int, r: int) -> list[int]:
+    """r x r of a partition's side x side patches, evenly spread, in raster order: judges that stand
+    for all of them.
+
+    Rows and columns are `(2 * i + 1) * side // (2 * r)`. Returns patch numbers t; raises ValueError
+    unless 1 <= r <= side.
+    """
+    side, r = _integers("side, r", (side, r), 2, 1)
+    if r > side:
+        raise _error("r", f"at most the side of {side} patches", r)
+    lines = [(2 * i + 1) * side // (2 * r) for i in range(r)]
+    return [y * side + x for y in lines for x in lines]
+
+
 def patches_of(indices: torch.Tensor, side: int, merge: int = 1) -> torch.Tensor:
     """The patches that merged tokens are made of.
 

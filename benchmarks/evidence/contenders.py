@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who chooses which K tokens of a picture stay: HiRED, the published code, and controls.
 
-All get the same pictures, the same CLS rows and the same K. The controls are written to be read,
-from the sections of `hired_kernels/reference.py`.
+All get the same pictures, the same layers of the tower and the same K. What the operators can do is
+done by them; the controls are written to be read, from the sections of `hired_kernels/reference.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hired_kernels
 from hired_kernels import geometry, reference
-from hired_kernels.cli.taken_apart import Encoded
+from hired_kernels.cli.taken_apart import Encoded, queries_and_keys
 
 ALPHA = 0.5
 
@@ -27,33 +27,37 @@ class Seen:
 
     initial (B, T), final (B, P, T): attention of the initial layer in the full image and of the
     feature layer in every partition, summed over heads. encoded: the same as queries and keys.
+    patches (B * P, T, H, Dh): the feature layer's queries of all patches.
     """
 
     layout: geometry.Layout
     encoded: Encoded
     initial: Tensor
     final: Tensor
+    patches: Tensor
 
 
 Kept = list[list[int]]  # of each picture, `p * T + t` in the order in which they are read
 Contender = Callable[[Seen, int, np.random.Generator], Kept]
 
 
-def see(layout: geometry.Layout, encoded: Encoded, scale: float) -> Seen:
-    """The CLS rows of pictures of one layout."""
+def see(layout: geometry.Layout, encoded: Encoded, tower: nn.Module) -> Seen:
+    """The CLS rows of pictures of one layout, and the queries of their patches."""
     T, P = layout.tokens, layout.partitions
+    scale = tower.encoder.layers[0].self_attn.scale
+    patches = queries_and_keys(tower, encoded.layer, encoded.hidden)[0][:, -T:]
 
     def rows(query: Tensor, key: Tensor) -> Tensor:
         attention = torch.einsum("phd,pnhd->phn", query.float(), key.float()) * scale
         return reference.head_sums(attention.softmax(dim=-1))[:, -T:]
 
     query, key, *final = encoded.scores()
-    return Seen(layout, encoded, rows(query, key), rows(*final).unflatten(0, (-1, P)))
+    return Seen(layout, encoded, rows(query, key), rows(*final).unflatten(0, (-1, P)), patches)
 
 
 def hired(seen: Seen, K: int, rng: np.random.Generator, alpha: float = ALPHA) -> Kept:
     """`policy="exact"`, by the operator."""
-    return _select_qk(seen, [seen.layout.grid], [seen.layout.crop], K, alpha, "exact")
+    return _select_qk(seen, K, alpha)
 
 
 def less_full_image(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
@@ -63,8 +67,8 @@ def less_full_image(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
 
 def published(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
     """`policy="published"`, by the operator, packed as the published code packs."""
-    grids, crops = geometry.published_layout([seen.layout])
-    return _select_qk(seen, grids, crops, K, ALPHA, "published")
+    (grid,), (crop,) = geometry.published_layout([seen.layout])
+    return _select_qk(seen, K, policy="published", grid=grid, crop=crop)
 
 
 def attention_mass(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
@@ -87,9 +91,39 @@ def attention_mass(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
     return kept
 
 
-def top_of_all(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
-    """The K best of all partitions at once by the feature layer's attention: no allocation."""
-    return [_best(seen.layout, scores, K) for scores in seen.final]
+def pooled(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+    """`policy="pooled"`: the K best of all partitions at once, no allocation."""
+    return _select_qk(seen, K, policy="pooled")
+
+
+def judged(judges: Callable[[Seen], Tensor], policy: str = "exact") -> Contender:
+    """A contender that asks queries of the patches (P, Q, H, Dh) in place of CLS. Where budgets are
+    weighed, the full image's scores at the feature layer stand for those at the initial one."""
+
+    def keep(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
+        return _select_qk(seen, K, policy=policy, judges=judges(seen))
+
+    return keep
+
+
+def all_patches(seen: Seen) -> Tensor:
+    """What a patch gets from all patches together: attention received."""
+    return seen.patches
+
+
+def one_in(count: int) -> Callable[[Seen], Tensor]:
+    """One in so many of the patches, on an even lattice."""
+
+    def judges(seen: Seen) -> Tensor:
+        side = seen.layout.side
+        return seen.patches[:, geometry.lattice(side, int(side / count**0.5))]
+
+    return judges
+
+
+def mean_query(seen: Seen) -> Tensor:
+    """One query: the mean of all patches'."""
+    return seen.patches.mean(dim=1, keepdim=True)
 
 
 def full_image_only(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
@@ -127,7 +161,12 @@ CONTENDERS: dict[str, Contender] = {
     "published": published,
     "exact, α = 0.25": less_full_image,
     "attention mass": attention_mass,
-    "top-k of all": top_of_all,
+    "pooled": pooled,
+    "all patches": judged(all_patches),
+    "patches, 1 in 4": judged(one_in(4)),
+    "patches, 1 in 16": judged(one_in(16)),
+    "mean query": judged(mean_query),
+    "pooled, 1 in 4": judged(one_in(4), "pooled"),
     "random": at_random,
     "uniform grid": uniform_grid,
     "full image only": full_image_only,
@@ -136,20 +175,28 @@ CONTENDERS: dict[str, Contender] = {
 
 def _select_qk(
     seen: Seen,
-    grids: Sequence[geometry.Grid],
-    crops: Sequence[geometry.Crop],
     K: int,
-    alpha: float,
-    policy: str,
+    alpha: float = ALPHA,
+    policy: str = "exact",
+    *,
+    judges: Tensor | None = None,
+    grid: geometry.Grid | None = None,
+    crop: geometry.Crop | None = None,
 ) -> Kept:
+    """By the operator. judges (B * P, Q, H, Dh): in place of CLS; grid, crop: of the layout."""
     B, P = seen.final.shape[:2]
+    scores = seen.encoded.scores()
+    if judges is not None:
+        key = scores[3]
+        judges = judges.to(key.dtype)
+        scores = judges[::P], key[::P], judges, key
     kept = hired_kernels.select_qk(
         seen.encoded.features,
-        *seen.encoded.scores(),
-        grids=list(grids) * B,
+        *scores,
+        grids=[grid or seen.layout.grid] * B,
         budget=K,
         alpha=alpha,
-        crops=list(crops) * B,
+        crops=[crop or seen.layout.crop] * B,
         policy=policy,
     )
     # The operator counts partitions through the batch.

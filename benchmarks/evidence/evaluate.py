@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against budget: which way of choosing K tokens answers most questions right.
 
-    python benchmarks evidence            # five minutes on two cores; docs/evidence.*
+    python benchmarks evidence            # eight minutes on two cores; docs/evidence.*
     python benchmarks evidence --quick    # a few pictures; prints only
 
 Pictures and questions come from seeds that training does not use. The tower runs once a picture;
@@ -70,7 +70,7 @@ def right(
     encoded = answering.begin(tower, pixels)
     tokens = answering.features(tower, encoded, len(pixels))
     projected = model.model.multi_modal_projector(tokens)
-    seen = field.see(layout, encoded, tower.encoder.layers[0].self_attn.scale)
+    seen = field.see(layout, encoded, tower)
     labels = torch.tensor([[WORDS.index(each.answer) for each in row] for row in group.asked])
 
     def answered(kept: field.Kept) -> np.ndarray:

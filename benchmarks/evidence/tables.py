@@ -22,7 +22,10 @@ SHAPES_OF_PICTURES = {
     "two tiles": lambda size: 112 in size,
     "four tiles, padded": lambda size: size in ([224, 168], [140, 224]),
 }
-_COLOURS = ("#1f5fbf", "#d1495b", "#6aaed6", "#8d6a9f", "#2a9d5c", "#7a7a7a", "#b0a160", "#e08e2b")
+_COLOURS = (
+    *("#1f5fbf", "#d1495b", "#6aaed6", "#8d6a9f", "#2a9d5c", "#e08e2b", "#c06c1f", "#e5b35c"),
+    *("#c48ab8", "#74c69d", "#7a7a7a", "#b0a160", "#4a4a4a"),
+)
 
 
 def write(cases: list[dict[str, Any]], *, quick: bool) -> None:

@@ -153,7 +153,7 @@ def test_contenders_keep_the_same_number_of_tokens_and_no_padding(model, share):
         K, valid = layout.budget(share), set(answering.raster_order(height, width).tolist())
         tower = model.model.vision_tower
         encoded = answering.begin(tower, tiles.partitions(group.pictures))
-        seen = contenders.see(layout, encoded, tower.encoder.layers[0].self_attn.scale)
+        seen = contenders.see(layout, encoded, tower)
         for name, choose in contenders.CONTENDERS.items():
             for kept in choose(seen, K, np.random.default_rng(0)):
                 assert len(set(kept)) == len(kept)
