@@ -187,9 +187,19 @@ float scale_or_default(std::optional<double> scale, int64_t Dh) {
   return static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dh)));
 }
 
+// query: (rows, H, Dh) or (rows, Q, H, Dh).
 QueriesKeys queries_keys(const Tensor& query, const Tensor& key) {
-  return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
-          query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
+  const bool many = query.dim() == 4;
+  return {query.const_data_ptr(),
+          key.const_data_ptr(),
+          query.size(0),
+          many ? query.size(1) : 1,
+          query.stride(0),
+          many ? query.stride(1) : 0,
+          query.stride(many ? 2 : 1),
+          key.stride(0),
+          key.stride(1),
+          key.stride(2)};
 }
 
 // Checks the integers and sets what the calls that select have in common.
@@ -247,8 +257,11 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   const Refusal refuse("select_qk");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "query_final", query_final, "features", features, 3, "(P, H, Dh)");
-  const int64_t H = query_final.size(1), Dh = query_final.size(2);
+  const int64_t rank_final = query_final.dim() == 4 ? 4 : 3;
+  const int64_t rank_init = query_init.dim() == 4 ? 4 : 3;
+  check_score_tensor(refuse, "query_final", query_final, "features", features, rank_final,
+                     "(P, H, Dh)");
+  const int64_t H = query_final.size(rank_final - 2), Dh = query_final.size(rank_final - 1);
   if (query_final.size(0) != P) {
     refuse("query_final", "shape " + shape_text({number(P), "H", "Dh"}), shape_text(query_final));
   }
@@ -259,7 +272,8 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
            shape_text(key_final));
   }
   if (N < T) refuse("key_final", "N >= T = " + number(T), "N = " + number(N));
-  check_score_tensor(refuse, "query_init", query_init, "features", features, 3, "(P, H, Dh)");
+  check_score_tensor(refuse, "query_init", query_init, "features", features, rank_init,
+                     "(P, H, Dh)");
   check_score_tensor(refuse, "key_init", key_init, "features", features, 4, "(P, N, H, Dh)");
   check_same_dtype(refuse, "key_final", key_final, "query_final", query_final);
   check_same_dtype(refuse, "query_init", query_init, "query_final", query_final);
@@ -274,7 +288,9 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_scale(refuse, scale);
   begin_call(refuse, features, query_final.scalar_type(), H, integers, limits, plan, call);
   const auto B = static_cast<int64_t>(plan->pictures.size());
-  if (!has_shape(query_init, {P, H, Dh}) && !has_shape(query_init, {B, H, Dh})) {
+  const int64_t heads_at = rank_init - 2;
+  if ((query_init.size(0) != P && query_init.size(0) != B) || query_init.size(heads_at) != H ||
+      query_init.size(heads_at + 1) != Dh) {
     refuse("query_init",
            "shape " + shape_text({number(P), number(H), number(Dh)}) + " or " +
                shape_text({number(B), number(H), number(Dh)}),
@@ -299,8 +315,9 @@ void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
                          std::optional<double> scale, const Limits& limits,
                          ClsAttentionCall* call) {
   const Refusal refuse("cls_attention");
-  check_score_tensor(refuse, "query", query, "query", query, 3, "(P, H, Dh)");
-  const int64_t P = query.size(0), H = query.size(1), Dh = query.size(2);
+  const int64_t rank = query.dim() == 4 ? 4 : 3;
+  check_score_tensor(refuse, "query", query, "query", query, rank, "(P, H, Dh)");
+  const int64_t P = query.size(0), H = query.size(rank - 2), Dh = query.size(rank - 1);
   check_score_tensor(refuse, "key", key, "query", query, 4, "(P, N, H, Dh)");
   const int64_t N = key.size(1);
   if (!has_shape(key, {P, -1, H, Dh})) {
