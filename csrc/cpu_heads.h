@@ -89,7 +89,8 @@ struct HeadRow {
   int64_t index;  // into the tensors of its layer
 };
 
-// The logits of all heads of those of `rows` rows that have one query; row_of(item) says which HeadRow each is.
+// The logits of all heads of those of `rows` rows that have one query; row_of(item) says which
+// HeadRow each is.
 template <class Scalar, class RowOf>
 void fill_logits(const Heads& heads, int64_t rows, const RowOf& row_of, const SingleSpace& w,
                  const Pool& pool) {

@@ -56,7 +56,8 @@ HIRED_FN Lanes times_power_of_two(Lanes p, [[maybe_unused]] Lanes n,
 #endif
 }
 
-// One lane's combination with that `kHalf` lanes away, and so on: in the end all lanes are the same.
+// One lane's combination with that `kHalf` lanes away, and so on: in the end all lanes are the
+// same.
 template <int kHalf, class Combine>
 HIRED_FN float combined(Lanes lanes, const Combine& combine) {
   LaneWords other{};
@@ -77,8 +78,8 @@ HIRED_FN void exponentials(Lanes (&x)[kCount]) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer below
   // Of r^6 to r^0, for the smallest relative error where |r| <= log(2) / 2.
   constexpr float kFirst = 1.381454005e-3f;
-  constexpr float kPowers[] = {8.368745110e-3f, 4.166839079e-2f, 1.666652040e-1f,
-                               4.999999343e-1f, 1.0f,            1.0f};
+  constexpr float kPowers[] = {
+      8.368745110e-3f, 4.166839079e-2f, 1.666652040e-1f, 4.999999343e-1f, 1.0f, 1.0f};
   const Lanes least = Lanes{} - 105.0f;  // e^-105 rounds to zero
   Lanes shifted[kCount], n[kCount], p[kCount];
   const auto each = [](const auto& step) {

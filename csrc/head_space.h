@@ -13,7 +13,7 @@
 
 namespace hired {
 
-inline constexpr int64_t kMaxLanes = 16;  // floats of the widest vector of any instruction set
+inline constexpr int64_t kMaxLanes = 16;       // floats of the widest vector of any instruction set
 inline constexpr int64_t kMaxTileQueries = 8;  // of any instruction set (cpu_tile.h)
 // Elements of a tile's query that lie together (cpu_tile.h).
 inline constexpr int64_t kQueryRun = 64;
