@@ -7,15 +7,16 @@
 
 namespace hired {
 
-size_t workspace_bytes(const ClsAttentionCall& call) {
+size_t workspace_bytes(const ClsAttentionCall& call, const Pool& pool) {
   Arena arena(nullptr, Arena::Where::kHost);
-  carve_heads(call.heads, call.P, &arena);
+  carve_heads(call.heads, call.P, {&call.layer}, pool, &arena);
   return arena.bytes();
 }
 
 void launch_cls_attention_cpu(const ClsAttentionCall& call, void* workspace, const Pool& pool) {
   Arena arena(workspace, Arena::Where::kHost);
-  isa_in_use().cls_attention(call, carve_heads(call.heads, call.P, &arena), pool);
+  const HeadSpace space = carve_heads(call.heads, call.P, {&call.layer}, pool, &arena);
+  isa_in_use().cls_attention(call, space, pool);
 }
 
 }  // namespace hired

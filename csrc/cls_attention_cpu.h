@@ -10,8 +10,8 @@
 
 namespace hired {
 
-// Bytes of workspace that a call takes, any alignment.
-size_t workspace_bytes(const ClsAttentionCall& call);
+// Bytes of workspace that a call takes, any alignment, on the threads that it will run on.
+size_t workspace_bytes(const ClsAttentionCall& call, const Pool& pool);
 
 void launch_cls_attention_cpu(const ClsAttentionCall& call, void* workspace, const Pool& pool);
 

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "cpu_heads.h"
+#include "cpu_means.h"
 
 namespace hired {
 inline namespace HIRED_ISA {
@@ -21,13 +22,24 @@ template <class Scalar>
 void attend(const ClsAttentionCall& call, const HeadSpace& w, const Pool& pool) {
   const Heads& heads = call.heads;
   const auto row_of = [&](int64_t p) { return HeadRow{true, &call.layer, p}; };
-  fill_logits<Scalar>(heads, call.P, row_of, w, pool);
-  const int64_t logit_bytes = w.logit_stride * static_cast<int64_t>(sizeof(float));
-  sweep(pool, call.P * heads.H, logit_bytes, [&](int64_t item) {
-    // In whole vectors where the logits were, for rows of the output have no room behind them.
-    float* attention = w.logits + item * w.logit_stride;
-    add_head(heads, w, item / heads.H, item % heads.H, static_cast<int32_t>(call.T),
-             /*first=*/true, attention);
+  const int64_t Q = call.layer.Q;
+  if (Q == 1) {
+    fill_logits<Scalar>(heads, call.P, row_of, w.single, pool);
+  } else {
+    fill_sums<Scalar>(heads, call.T, call.P, row_of, w.mean, pool);
+  }
+  const int64_t row_bytes = heads.N * static_cast<int64_t>(sizeof(float));
+  sweep(pool, call.P * heads.H, row_bytes, [&](int64_t item) {
+    const int64_t p = item / heads.H, h = item % heads.H;
+    // In whole vectors where logits or sums were, for rows of the output have no room behind them.
+    float* attention = nullptr;
+    if (Q == 1) {
+      attention = w.single.logits + item * w.single.logit_stride;
+      add_head(heads, w.single, p, h, static_cast<int32_t>(call.T), /*first=*/true, attention);
+    } else {
+      attention = w.mean.sums + item * w.mean.jobs * w.mean.sum_stride;
+      add_mean(heads, w.mean, p, h, call.T, Q, /*first=*/true, attention);
+    }
     std::memcpy(call.attention + item * call.T, attention,
                 static_cast<size_t>(call.T) * sizeof(float));
   });

@@ -89,15 +89,17 @@ struct HeadRow {
   int64_t index;  // into the tensors of its layer
 };
 
-// The logits of all heads of `rows` rows; row_of(item) says which HeadRow each is.
+// The logits of all heads of those of `rows` rows that have one query; row_of(item) says which
+// HeadRow each is.
 template <class Scalar, class RowOf>
-void fill_logits(const Heads& heads, int64_t rows, const RowOf& row_of, const HeadSpace& w,
+void fill_logits(const Heads& heads, int64_t rows, const RowOf& row_of, const SingleSpace& w,
                  const Pool& pool) {
   const int64_t N = heads.N, H = heads.H, Dh = heads.Dh;
   const int64_t query_bytes = H * w.query_stride * static_cast<int64_t>(sizeof(float));
+  if (w.logits == nullptr) return;
   sweep(pool, rows, query_bytes, [&](int64_t item) {
     const HeadRow row = row_of(item);
-    if (!row.needed) return;
+    if (!row.needed || row.layer->Q > 1) return;
     const auto* query =
         static_cast<const Scalar*>(row.layer->query) + row.index * row.layer->query_stride_row;
     for (int64_t h = 0; h < H; ++h) {
@@ -115,7 +117,7 @@ void fill_logits(const Heads& heads, int64_t rows, const RowOf& row_of, const He
   sweep(pool, rows * runs, run * key_bytes, [&](int64_t item) {
     const int64_t i = item / runs;
     const HeadRow row = row_of(i);
-    if (!row.needed) return;
+    if (!row.needed || row.layer->Q > 1) return;
     const int64_t begin = item % runs * run, end = begin + run < N ? begin + run : N;
     key_logits<Scalar>(heads, *row.layer, row.index, w.queries + i * H * w.query_stride,
                        w.query_stride, begin, end, w.logits + i * H * w.logit_stride,
@@ -125,7 +127,7 @@ void fill_logits(const Heads& heads, int64_t rows, const RowOf& row_of, const He
 
 // scores [T], padded to whole lanes: adds the attention of a row's head, whose logits are used up.
 // `scores` may be where those begin.
-inline void add_head(const Heads& heads, const HeadSpace& w, int64_t row, int64_t h, int32_t T,
+inline void add_head(const Heads& heads, const SingleSpace& w, int64_t row, int64_t h, int32_t T,
                      bool first, float* scores) {
   float* logits = w.logits + (row * heads.H + h) * w.logit_stride;
   for (int64_t n = heads.N; n < w.logit_stride; ++n) logits[n] = -INFINITY;

@@ -8,7 +8,7 @@
 namespace hired {
 namespace {
 
-Workspace carve(const Call& call, Arena* arena) {
+Workspace carve(const Call& call, const Pool&, Arena* arena) {
   const Rules& rules = call.plan->rules;
   const int64_t P = call.P, B = static_cast<int64_t>(call.plan->pictures.size());
   Workspace w{};
@@ -27,35 +27,36 @@ Workspace carve(const Call& call, Arena* arena) {
   return w;
 }
 
-Workspace carve(const SelectQkCall& call, Arena* arena) {
-  Workspace w = carve(static_cast<const Call&>(call), arena);
+Workspace carve(const SelectQkCall& call, const Pool& pool, Arena* arena) {
+  Workspace w = carve(static_cast<const Call&>(call), pool, arena);
   const int64_t rows = call.P + static_cast<int64_t>(call.plan->pictures.size());
-  w.heads = carve_heads({call.H, call.N, call.Dh, call.scale}, rows, arena);
+  w.heads = carve_heads({call.H, call.N, call.Dh, call.scale}, rows, {&call.init, &call.final},
+                        pool, arena);
   return w;
 }
 
 }  // namespace
 
-size_t workspace_bytes(const SelectCall& call) {
+size_t workspace_bytes(const SelectCall& call, const Pool& pool) {
   Arena arena(nullptr, Arena::Where::kHost);
-  carve(call, &arena);
+  carve(call, pool, &arena);
   return arena.bytes();
 }
 
-size_t workspace_bytes(const SelectQkCall& call) {
+size_t workspace_bytes(const SelectQkCall& call, const Pool& pool) {
   Arena arena(nullptr, Arena::Where::kHost);
-  carve(call, &arena);
+  carve(call, pool, &arena);
   return arena.bytes();
 }
 
 void launch_select_cpu(const SelectCall& call, void* workspace, const Pool& pool) {
   Arena arena(workspace, Arena::Where::kHost);
-  isa_in_use().select(call, carve(call, &arena), pool);
+  isa_in_use().select(call, carve(call, pool, &arena), pool);
 }
 
 void launch_select_qk_cpu(const SelectQkCall& call, void* workspace, const Pool& pool) {
   Arena arena(workspace, Arena::Where::kHost);
-  isa_in_use().select_qk(call, carve(call, &arena), pool);
+  isa_in_use().select_qk(call, carve(call, pool, &arena), pool);
 }
 
 }  // namespace hired

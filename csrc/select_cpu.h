@@ -12,9 +12,9 @@
 
 namespace hired {
 
-// Bytes of workspace that a call takes, any alignment.
-size_t workspace_bytes(const SelectCall& call);
-size_t workspace_bytes(const SelectQkCall& call);
+// Bytes of workspace that a call takes, any alignment, on the threads that it will run on.
+size_t workspace_bytes(const SelectCall& call, const Pool& pool);
+size_t workspace_bytes(const SelectQkCall& call, const Pool& pool);
 
 void launch_select_cpu(const SelectCall& call, void* workspace, const Pool& pool);
 void launch_select_qk_cpu(const SelectQkCall& call, void* workspace, const Pool& pool);

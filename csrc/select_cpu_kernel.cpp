@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "cpu_heads.h"
+#include "cpu_means.h"
 #include "lanes.h"
 #include "phases/allocate.h"
 #include "phases/choose.h"
@@ -64,20 +65,27 @@ void score(const SelectQkCall& call, const Workspace& w, const Pool& pool) {
   const Rules& rules = call.plan->rules;
   const Heads heads{call.H, call.N, call.Dh, call.scale};
   const int64_t rows = call.P + static_cast<int64_t>(call.plan->pictures.size());
+  const int32_t T = rules.patches();
   const auto row_of_item = [&](int64_t item) {
     const Row row = row_of(call, item, call.init.rows);
     return HeadRow{row.needed, row.init ? &call.init : &call.final, row.index};
   };
-  fill_logits<Scalar>(heads, rows, row_of_item, w.heads, pool);
+  fill_logits<Scalar>(heads, rows, row_of_item, w.heads.single, pool);
+  fill_sums<Scalar>(heads, T, rows, row_of_item, w.heads.mean, pool);
 
-  const int64_t logit_bytes = call.H * w.heads.logit_stride * static_cast<int64_t>(sizeof(float));
-  sweep(pool, rows, logit_bytes, [&](int64_t item) {
-    if (!row_of_item(item).needed) return;
+  const int64_t row_bytes = call.H * call.N * static_cast<int64_t>(sizeof(float));
+  sweep(pool, rows, row_bytes, [&](int64_t item) {
+    const HeadRow row = row_of_item(item);
+    if (!row.needed) return;
     uint32_t* keys = w.keys + item * w.key_stride;
     // Scores take the place of the keys that they become.
     auto* scores = reinterpret_cast<float*>(keys);
     for (int64_t h = 0; h < call.H; ++h) {
-      add_head(heads, w.heads, item, h, rules.patches(), h == 0, scores);
+      if (row.layer->Q == 1) {
+        add_head(heads, w.heads.single, item, h, T, h == 0, scores);
+      } else {
+        add_mean(heads, w.heads.mean, item, h, T, row.layer->Q, h == 0, scores);
+      }
     }
     merge_scores(LaneGroup(), rules, keys, keys);
   });

@@ -12,8 +12,9 @@ Tensor cls_attention_cpu(Tensor query, Tensor key, int64_t tokens, std::optional
   check_cls_attention(query, key, tokens, scale, kCpuLimits, &call);
   const Tensor attention = make_attention(query, &call);
   if (call.P == 0) return attention;
-  const Tensor workspace = make_workspace(query, workspace_bytes(call));
-  launch_cls_attention_cpu(call, workspace.mutable_data_ptr(), kTorchPool);
+  const Pool pool = torch_pool();
+  const Tensor workspace = make_workspace(query, workspace_bytes(call, pool));
+  launch_cls_attention_cpu(call, workspace.mutable_data_ptr(), pool);
   return attention;
 }
 

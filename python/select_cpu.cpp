@@ -15,8 +15,9 @@ Selected select_on_cpu(const Tensor& features, SomeCall* call,
                        void (*launch)(const SomeCall&, void*, const Pool&)) {
   const Selected out = make_outputs(features, call);
   if (call->P == 0) return out;
-  const Tensor workspace = make_workspace(features, workspace_bytes(*call));
-  launch(*call, workspace.mutable_data_ptr(), kTorchPool);
+  const Pool pool = torch_pool();
+  const Tensor workspace = make_workspace(features, workspace_bytes(*call, pool));
+  launch(*call, workspace.mutable_data_ptr(), pool);
   return out;
 }
 
