@@ -18,6 +18,7 @@ COMMANDS = {
     "gpu": ("gpu.bench", "the operators on a GPU, beside PyTorch and other people's kernels"),
     "gpu.first_times": ("gpu.first_times", "the first figures of a GPU, within a minute"),
     "gpu.publish": ("gpu.publish", "README's table and docs/gpu.svg, of a results file"),
+    "judges": ("judges.bench", "scores by many queries, beside PyTorch and a matrix product"),
     "model": ("model.bench", "LLaVA-NeXT: stock, with the published method, with HiRED"),
     "load": ("load.bench", "what selection costs with 1 to 32 requests at a time"),
     "vllm": ("vllm.bench", "vLLM, stock and with the plugin, with 1 to 32 requests at a time"),

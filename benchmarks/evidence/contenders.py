@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who chooses which K tokens of a picture stay: HiRED, the published code, and controls.
 
-All get the same pictures, the same layers of the tower and the same K. What the operators can do is
-done by them; the controls are written to be read, from the sections of `hired_kernels/reference.py`.
+All get the same pictures, the same layers of the tower and the same K. What the operators can do
+is done by them; the controls are written to be read, from the sections of
+`hired_kernels/reference.py`.
 """
 
 from __future__ import annotations
