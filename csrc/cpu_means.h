@@ -93,6 +93,7 @@ void pack_queries(const Scalar* queries, int64_t stride_q, int64_t count, int64_
   }
 }
 
+// The same for `count` queries, 1 to kQueries.
 template <int kQueries>
 void add_tile(int64_t count, const float* queries, const PackedKeys& keys, int64_t column,
               float* logits, int64_t stride, float* sums) {
