@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hired::cls_attention on a CPU. Three sweeps over independent items on the caller's threads: a
-// row's queries, a run of its keys, a head's softmax. The first two and the arithmetic of the third
-// are those of hired::select_qk (cpu_heads.h), so that the sum over heads has the bits that it has
-// there.
+// hired::cls_attention on a CPU. Sweeps over independent items on the caller's threads: a row's
+// query, a run of its keys, a head's softmax; or, where a row has more queries, a job of a head's,
+// then a head's mean. They are those of hired::select_qk (cpu_heads.h, cpu_means.h), so that the
+// sum over heads has the bits that it has there.
 //
 // Bytes: every key once, every element of the output once; beside them N logits a head, which stay
 // in the cache.

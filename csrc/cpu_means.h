@@ -8,7 +8,8 @@
 // number of threads, nor on what other rows and heads there are.
 //
 // Bytes: every key is read once a worker that shares its head, once as a rule, and packed into a
-// scratch for which the second-level cache is large enough at the sizes of ViTs.
+// scratch that the second-level cache holds at the sizes of ViTs. (Fetching the next head's keys
+// ahead. Predicted: 0.1 ms less of 1.3 for 16 heads of 729 keys; measured: nothing.)
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// Products of a matrix product that take as long as a byte of a sweep over memory.
+// Products of a matrix product that take as long as a byte of a sweep over memory: about 50 a
+// nanosecond against 12.
 inline constexpr int64_t kProductsPerByte = 4;
 
 // Swaps the two off-diagonal blocks of every square of 2 * kHalf lanes of as many vectors, and so
@@ -91,6 +93,7 @@ void pack_queries(const Scalar* queries, int64_t stride_q, int64_t count, int64_
   }
 }
 
+// The same for `count` queries, 1 to kQueries.
 template <int kQueries>
 void add_tile(int64_t count, const float* queries, const PackedKeys& keys, int64_t column,
               float* logits, int64_t stride, float* sums) {

@@ -8,6 +8,7 @@
 #include <initializer_list>
 
 #include "arena.h"
+#include "group.h"
 #include "pool.h"
 #include "queries_keys.h"
 
@@ -15,7 +16,8 @@ namespace hired {
 
 inline constexpr int64_t kMaxLanes = 16;       // floats of the widest vector of any instruction set
 inline constexpr int64_t kMaxTileQueries = 8;  // of any instruction set (cpu_tile.h)
-// Elements of a tile's query that lie together (cpu_tile.h).
+// Elements of one query that lie together in a tile's, so that the distance between queries is a
+// constant. Runs of a vector's width: no difference that could be measured.
 inline constexpr int64_t kQueryRun = 64;
 
 // Of rows with one query.
@@ -50,12 +52,17 @@ inline int64_t padded(int64_t count, int64_t to = kMaxLanes) {
   return (count + to - 1) / to * to;
 }
 
+inline namespace HIRED_ISA {  // kernels call it, too
+
 // Jobs that a head's queries are cut into, for threads of their own. They add up in order, so that
 // nothing but Q may count here.
 inline int64_t query_jobs(int64_t Q) {
   constexpr int64_t kJobQueries = 128, kMaxJobs = 16;
-  return std::min(kMaxJobs, (Q + kJobQueries - 1) / kJobQueries);
+  const int64_t jobs = (Q + kJobQueries - 1) / kJobQueries;
+  return jobs < kMaxJobs ? jobs : kMaxJobs;
 }
+
+}  // namespace HIRED_ISA
 
 inline SingleSpace carve_single(const Heads& heads, int64_t rows, Arena* arena) {
   SingleSpace space{};

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hired::select and hired::select_qk on a CPU. Five sweeps, each over independent items on the
-// caller's threads: scores (a partition; for select_qk a run of its keys first), budgets or, under
-// `pooled`, the cut (a picture), choice (a partition), places (a partition), tokens (a row of the
-// output). The phases of csrc/phases/ do the work, each with one thread as its group.
+// caller's threads: scores (a partition; for select_qk a run of its keys first, or a job of a
+// head's queries), budgets or, under `pooled`, the cut (a picture), choice (a partition), places (a
+// partition), tokens (a row of the output). The phases of csrc/phases/ do the work, each with one
+// thread as its group.
 //
 // Bytes: every key, or attention element, once; every kept token read once and written once; beside
 // them keys of T words a partition and, for select_qk, N logits a head, which stay in the cache.

@@ -140,7 +140,7 @@ def test_a_head_alone_has_the_bits_that_it_has_among_others(Q: int) -> None:
         assert same((alone,), (whole[p : p + 1, h : h + 1],))
 
 
-@pytest.mark.parametrize("Q_init, Q_final", [(None, 6), (6, None), (1, 200), (3, 3), (200, 1)])
+@pytest.mark.parametrize(("Q_init", "Q_final"), [(None, 6), (6, None), (1, 200), (3, 3), (200, 1)])
 def test_select_of_the_rows_is_select_qk(Q_init: int | None, Q_final: int | None) -> None:
     call = seeded_call("select_qk", 7, T=36, N=37, H=3, Dh=20)
     generator = torch.Generator().manual_seed(8)
