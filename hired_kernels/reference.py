@@ -250,8 +250,8 @@ def reading_order(picture: Picture, kept: Sequence[Sequence[int]], T: int, order
 
 def gather(features: Tensor, indices: Tensor, merge: int = 1) -> Tensor:
     """[P, T, D] and [K] of `p * M + m` -> [K, merge^2 * D]; rows of index -1 are zero."""
-    P, T, D = features.shape
-    if merge > 1:
+    _, T, D = features.shape
+    if merge > 1 and T > 0:
         indices = geometry.patches_of(indices, math.isqrt(T), merge).flatten()
     tokens = features.flatten(0, 1)[indices.clamp(min=0)]
     tokens = torch.where(indices[:, None] < 0, torch.zeros_like(tokens), tokens)
