@@ -90,7 +90,9 @@ def judges(Q: int) -> Callable[[Tensor], Tensor]:
     def change(query: Tensor) -> Tensor:
         P, H, Dh = query.shape
         many = torch.full((P, 1 + 4 * Q, H, Dh), math.nan, dtype=query.dtype, device=query.device)
-        many[:, 1::4] = query[:, None] * torch.linspace(1, 2, Q, device=query.device)[:, None, None]
+        many[:, 1::4] = (
+            query[:, None] * torch.linspace(1, -1.5, Q, device=query.device)[:, None, None]
+        )
         return many[:, 1::4]
 
     return change
