@@ -61,7 +61,10 @@ def cls_row(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
     total = torch.zeros(*query.shape[-2:-1], len(key), dtype=torch.float64)
     for judges in query.reshape(-1, *query.shape[-2:]).split(64):
         logits = torch.einsum("qhd,nhd->qhn", judges, key) * scale
-        total += torch.softmax(logits, dim=-1).sum(dim=0)
+        # One after the other: torch.sum may add up one column otherwise than its neighbour, and
+        # equal columns would not tie.
+        for row in torch.softmax(logits, dim=-1):
+            total += row
     count = 1 if query.dim() == 2 else len(query)
     return (total / count)[:, -tokens:]
 
