@@ -103,11 +103,11 @@ def test_select_qk_of_llava_next_size(dtype, policy) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
-@pytest.mark.parametrize("Q", [None, pytest.param(64, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, pytest.param(5, marks=several_queries)])
 @pytest.mark.parametrize("policy", ["exact", "pooled"])
 def test_select_qk_of_internvl_size(policy: str, Q: int | None) -> None:
     # Tiles of 448 pixels, 32 x 32 patches, 2 x 2 of them a token; the thumbnail comes last.
-    sizes = {"grids": ((2, 3), (0, 0)), "T": 1024, "H": 16, "D": 4, "Dh": 64, "share": 0.25}
+    sizes = {"grids": ((1, 2),), "T": 1024, "H": 16, "D": 4, "Dh": 64, "share": 0.1}
     rules = {"merge": 2, "order": "full_last", "policy": policy}
     call = seeded_qk_call(9, Q=Q, dtype=torch.bfloat16, **sizes, **rules)
     assert same(target("select_qk", **call), reference("select_qk", **call))
