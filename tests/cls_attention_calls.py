@@ -79,16 +79,20 @@ def agree(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     return close(results[0], expected[0], 2e-5) if len(expected) == 1 else same(results, expected)
 
 
-def composed(call: Caller, arguments_: Call) -> tuple[Tensor, ...]:
-    """What `select` makes of the rows of a `select_qk` call's queries and keys."""
-    T = arguments_["features"].shape[1]
-    rows = {
+def composed_rows(call: Caller, arguments_: Call) -> dict[str, Tensor]:
+    """`select`'s attention rows, of a `select_qk` call's queries and keys."""
+    return {
         f"attn_{layer}": call(
             "cls_attention", query=arguments_[f"query_{layer}"], key=arguments_[f"key_{layer}"],
-            tokens=T, scale=arguments_["scale"],
+            tokens=arguments_["features"].shape[1], scale=arguments_["scale"],
         )[0]
         for layer in ("init", "final")
     }  # fmt: skip
+
+
+def composed(call: Caller, arguments_: Call) -> tuple[Tensor, ...]:
+    """What `select` makes of the rows of a `select_qk` call's queries and keys."""
+    rows = composed_rows(call, arguments_)
     return call("select", **{name: arguments_[name] for name in SELECTION}, **rows)
 
 
