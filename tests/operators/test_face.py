@@ -88,7 +88,7 @@ def test_shares_are_of_tokens(policy: str, merge: int) -> None:
     assert torch.equal(kept.tokens, values.reshape(-1, 8)[patches].flatten(1))
 
 
-@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("op", ["select", "select_qk"])
 def test_pooled_pictures_need_no_initial_layer(op: str) -> None:
     tensors = [a for a in CALLS[op]() if isinstance(a, Tensor)]
     options = {"grids": [(2, 2), (1, 2)], "budget": 9, "merge": 2}
