@@ -188,10 +188,12 @@ int64_t integer_root(int64_t T) {
 }
 
 // The budget of one picture, and how the full image and the sub-images part it, of M tokens each.
-void part_budget(int64_t budget, double alpha, int64_t M, Policy policy, Picture* picture) {
+// Where M is not square, nothing is cropped, and rows and columns say nothing.
+void part_budget(int64_t budget, double alpha, int64_t M, Policy policy, bool cropped,
+                 Picture* picture) {
   const int64_t sub_images = picture->sub_images();
   const int64_t area = int64_t{picture->bottom - picture->top} * (picture->right - picture->left);
-  const int64_t taken = policy == Policy::kPublished ? sub_images * M : area;
+  const int64_t taken = policy == Policy::kPublished || !cropped ? sub_images * M : area;
   const int64_t rows = std::min(budget, M + taken);
   picture->output_rows = static_cast<int32_t>(rows);
   if (policy == Policy::kPooled) return;  // which parts nothing
@@ -254,7 +256,7 @@ Status make_plan(const Integers& in, int64_t P, int64_t T, const Limits& limits,
     picture.bottom = static_cast<int32_t>(cropped ? crop[1] : picture.rows * cells);
     picture.left = cropped ? static_cast<int32_t>(crop[2]) : 0;
     picture.right = static_cast<int32_t>(cropped ? crop[3] : picture.cols * cells);
-    part_budget(in.budgets[i], in.alpha, M, plan->rules.policy, &picture);
+    part_budget(in.budgets[i], in.alpha, M, plan->rules.policy, cropped, &picture);
     plan->output_rows += picture.output_rows;
     picture.init_row = plan->init_rows;
     plan->init_rows += picture.rest > 0;

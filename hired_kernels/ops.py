@@ -223,7 +223,7 @@ def _gathered(features: Tensor, indices: Tensor, merge: int) -> Tensor:
 
 def _patches(indices: Tensor, T: int, merge: int) -> Tensor:
     """`p * T + t` of all patches of the kept tokens, flat."""
-    if merge == 1:
+    if merge == 1 or T == 0:  # of an empty batch
         return indices
     return geometry.patches_of(indices, math.isqrt(T), merge).flatten()
 

@@ -61,7 +61,10 @@ def cls_row(query: Tensor, key: Tensor, scale: float, tokens: int) -> Tensor:
     total = torch.zeros(*query.shape[-2:-1], len(key), dtype=torch.float64)
     for judges in query.reshape(-1, *query.shape[-2:]).split(64):
         logits = torch.einsum("qhd,nhd->qhn", judges, key) * scale
-        total += torch.softmax(logits, dim=-1).sum(dim=0)
+        # One after the other: torch.sum may add up one column otherwise than its neighbour, and
+        # equal columns would not tie.
+        for row in torch.softmax(logits, dim=-1):
+            total += row
     count = 1 if query.dim() == 2 else len(query)
     return (total / count)[:, -tokens:]
 
@@ -250,8 +253,8 @@ def reading_order(picture: Picture, kept: Sequence[Sequence[int]], T: int, order
 
 def gather(features: Tensor, indices: Tensor, merge: int = 1) -> Tensor:
     """[P, T, D] and [K] of `p * M + m` -> [K, merge^2 * D]; rows of index -1 are zero."""
-    P, T, D = features.shape
-    if merge > 1:
+    _, T, D = features.shape
+    if merge > 1 and T > 0:
         indices = geometry.patches_of(indices, math.isqrt(T), merge).flatten()
     tokens = features.flatten(0, 1)[indices.clamp(min=0)]
     tokens = torch.where(indices[:, None] < 0, torch.zeros_like(tokens), tokens)

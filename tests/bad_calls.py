@@ -1,87 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that every implementation refuses, in these words, and extreme ones that it serves.
+"""Calls that every implementation refuses, in these words.
 
-An entry is a valid call with some arguments changed: to a value, or by a function of the valid
-one. `sizes` change the shapes of the valid call. Every check of `hired_kernels/arguments.py` has
-an entry for each operator that it guards; `{device}` stands for the device of the features.
+Every check of `hired_kernels/arguments.py` has an entry for each operator that it guards;
+`{device}` stands for the device of the features.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from call_tables import BIG, OPS, SELECTING, BadCall, judges, transposed, valid_call
 from torch import Tensor
 
-SELECTING = ("select", "select_qk")
-OPS = (*SELECTING, "cls_attention")
-BIG = 2**62
-
-
-def valid_call(
-    op: str, device: str = "cpu", *, P: int = 6, T: int = 16, H: int = 2, D: int = 4, N: int = 18,
-    Dh: int = 4,
-) -> dict[str, Any]:  # fmt: skip
-    """All arguments by name: a picture with 2 x 2 sub-images and one without, seeded scores."""
-    generator = torch.Generator().manual_seed(7)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    if op == "cls_attention":
-        tensors = {"query": normal(P, H, Dh), "key": normal(P, N, H, Dh)}
-        return {**tensors, "tokens": T, "scale": None}
-    tensors = {"features": normal(P, T, D)}
-    if op == "select":
-        tensors |= {"attn_init": normal(P, H, T), "attn_final": normal(P, H, T)}
-    else:
-        tensors |= {"query_init": normal(P, H, Dh), "key_init": normal(P, N, H, Dh)}
-        tensors |= {"query_final": normal(P, H, Dh), "key_final": normal(P, N, H, Dh)}
-    integers = {"grids": [2, 2, 0, 0], "budgets": [10, 3], "alpha": 0.5, "crops": None}
-    scale = {"scale": None} if op == "select_qk" else {}
-    return {**tensors, **integers, **scale, "policy": "exact", "order": "raster"}
-
-
-@dataclass(frozen=True)
-class Call:
-    name: str
-    op: str
-    changes: dict[str, Any]
-    sizes: dict[str, int] = field(default_factory=dict, kw_only=True)
-
-    @property
-    def id(self) -> str:
-        return f"{self.op}-{self.name}"
-
-    def arguments(self, device: str = "cpu") -> dict[str, Any]:
-        """All arguments of the operator, by name."""
-        arguments = valid_call(self.op, device, **self.sizes)
-        for name, change in self.changes.items():
-            arguments[name] = change(arguments[name]) if callable(change) else change
-        return arguments
-
-
-@dataclass(frozen=True)
-class BadCall(Call):
-    argument: str
-    expected: str
-    got: str
-
-    def message(self, device: str = "cpu") -> str:
-        expected = self.expected.replace("{device}", str(torch.empty(0, device=device).device))
-        return f"hired::{self.op}: {self.argument}: expected {expected}, got {self.got}"
-
-
-@dataclass(frozen=True)
-class GoodCall(Call):
-    rows: int  # of the first output
-
-
 BAD_CALLS: list[BadCall] = []
-GOOD_CALLS: list[GoodCall] = []
 
 
 def bad(
@@ -99,20 +33,7 @@ def bad_tensor(
     bad(f"{argument}-{name}", {argument: change}, argument, expected, got, ops=tuple(ops))
 
 
-def good(
-    name: str, changes: dict[str, Any], rows: int, *, ops: tuple[str, ...] = SELECTING, **sizes: int
-) -> None:
-    for op in ops:
-        GOOD_CALLS.append(GoodCall(name, op, changes, rows, sizes=sizes))
-
-
 # Tensors.
-
-
-def transposed(x: Tensor) -> Tensor:
-    """The same values with the strides of the last two dimensions exchanged."""
-    return x.mT.contiguous().mT
-
 
 UNIT = "a unit stride in the last dimension"
 SCORES = "float32, float16 or bfloat16"
@@ -128,18 +49,25 @@ bad_tensor("features", "transposed", transposed, UNIT, "16")
 bad_tensor("features", "every-other", lambda x: x[..., ::2], UNIT, "2")
 bad_tensor("features", "expanded", lambda x: x[..., :1].expand(6, 16, 4), UNIT, "0")
 
+QUERIES, KEYS = "rank 3 (P, H, Dh) or 4 (P, Q, H, Dh)", "rank 4 (P, N, H, Dh)"
 RANKS = {
     "attn_final": "rank 3 (P, H, T)",
     "attn_init": "rank 3 (P, H, T)",
-    "query_final": "rank 3 (P, H, Dh)",
-    "key_final": "rank 4 (P, N, H, Dh)",
-    "query_init": "rank 3 (P, H, Dh)",
-    "key_init": "rank 4 (P, N, H, Dh)",
+    "query_final": QUERIES,
+    "key_final": KEYS,
+    "query_init": QUERIES,
+    "key_init": KEYS,
 }
-for argument, rank in RANKS.items():
-    low, high = int(rank[5]) - 1, int(rank[5]) + 1
+
+
+def bad_ranks(argument: str, rank: str) -> None:
+    low, high = int(rank[5]) - 1, (5 if rank == QUERIES else int(rank[5]) + 1)
     bad_tensor(argument, "rank-low", lambda x: x[0], rank, f"rank {low}")
-    bad_tensor(argument, "rank-high", lambda x: x[None], rank, f"rank {high}")
+    bad_tensor(argument, "rank-high", lambda x: x[(None,) * (high - x.dim())], rank, f"rank {high}")
+
+
+for argument, rank in RANKS.items():
+    bad_ranks(argument, rank)
     bad_tensor(argument, "float64", lambda x: x.double(), SCORES, "float64")
     bad_tensor(argument, "int32", lambda x: x.int(), SCORES, "int32")
     bad_tensor(argument, "float8", lambda x: x.to(torch.float8_e5m2), SCORES, "float8_e5m2")
@@ -153,6 +81,9 @@ for argument, rank in RANKS.items():
 
 for argument in ("query_init", "query_final"):
     bad_tensor(argument, "transposed", transposed, UNIT, "2")
+    bad_tensor(argument, "several-transposed", lambda x: transposed(judges(5)(x)), UNIT, "2")
+    bad_tensor(argument, "none", judges(0), "Q >= 1", "Q = 0")
+    bad_tensor(argument, "rank-2-of-4", lambda x: judges(5)(x)[:, 0, 0], QUERIES, "rank 2")
 for argument in ("key_init", "key_final"):
     bad_tensor(argument, "transposed", transposed, UNIT, "2")
     bad_tensor(argument, "expanded", lambda x: x[..., :1].expand(6, 18, 2, 4), UNIT, "0")
@@ -167,6 +98,12 @@ bad_tensor("attn_init", "heads", lambda x: x[:, :1], P_OR_B, "(6, 1, 16)")
 bad_tensor("attn_init", "T", lambda x: x[:2, :, 1:], P_OR_B, "(2, 2, 15)")
 
 bad_tensor("query_final", "rows", lambda x: x[:2], "shape (6, H, Dh)", "(2, 2, 4)")
+several = lambda x: judges(5)(x)[:2]  # noqa: E731
+bad_tensor("query_final", "several-rows", several, "shape (6, Q, H, Dh)", "(2, 5, 2, 4)")
+# (P, H, Q, Dh) is taken for (P, Q, H, Dh), until the keys tell.
+behind = {"query_final": lambda x: judges(5)(x).transpose(1, 2)}
+got = ("key_final", "shape (6, N, 5, 4)", "(6, 18, 2, 4)")
+bad("query_final-behind-heads", behind, *got, ops=("select_qk",))
 bad_tensor("key_final", "rows", lambda x: x[:2], "shape (6, N, 2, 4)", "(2, 18, 2, 4)")
 bad_tensor("key_final", "heads", lambda x: x[:, :, :1], "shape (6, N, 2, 4)", "(6, 18, 1, 4)")
 bad_tensor("key_final", "width", lambda x: x[..., :3], "shape (6, N, 2, 4)", "(6, 18, 2, 3)")
@@ -175,12 +112,21 @@ P_OR_B = "shape (6, 2, 4) or (2, 2, 4)"
 bad_tensor("query_init", "rows", lambda x: x[:3], P_OR_B, "(3, 2, 4)")
 bad_tensor("query_init", "heads", lambda x: x[:2, :1], P_OR_B, "(2, 1, 4)")
 bad_tensor("query_init", "width", lambda x: x[..., :3], P_OR_B, "(6, 2, 3)")
+P_OR_B = "shape (6, 5, 2, 4) or (2, 5, 2, 4)"
+for name, part, got in (
+    ("rows", lambda x: x[:3], "(3, 5, 2, 4)"),
+    ("heads", lambda x: x[:2, :, :1], "(2, 5, 1, 4)"),
+    ("width", lambda x: x[..., :3], "(6, 5, 2, 3)"),
+):
+    change = lambda x, part=part: part(judges(5)(x))  # noqa: E731
+    bad_tensor("query_init", f"several-{name}", change, P_OR_B, got)
 bad_tensor("key_init", "rows", lambda x: x[:2], "shape (6, 18, 2, 4)", "(2, 18, 2, 4)")
 bad_tensor("key_init", "N", lambda x: x[:, 1:], "shape (6, 18, 2, 4)", "(6, 17, 2, 4)")
 bad_tensor("key_init", "heads", lambda x: x[:, :, :1], "shape (6, 18, 2, 4)", "(6, 18, 1, 4)")
 bad_tensor("key_init", "width", lambda x: x[..., :3], "shape (6, 18, 2, 4)", "(6, 18, 2, 3)")
 got = ("key_init", "shape (2, 18, 2, 4)", "(6, 18, 2, 4)")
 bad("key_init-P-rows", {"query_init": lambda x: x[:2]}, *got, ops=("select_qk",))
+bad("key_init-P-rows-several", {"query_init": several}, *got, ops=("select_qk",))
 
 bad("T-0", {}, "features", "T >= 1", "T = 0", T=0)
 bad("H-0", {}, "attn_final", "H >= 1", "H = 0", ops=("select",), H=0)
@@ -200,10 +146,28 @@ for value, text in (
     (12345678.5, "12345678.5"),
 ):
     bad(f"alpha-{text}", {"alpha": value}, "alpha", "a number in [0, 1]", text)
-for value in ("", "Exact", "exactly", "raster"):
-    bad(f"policy-{value}", {"policy": value}, "policy", "exact or published", f"'{value}'")
-for value in ("", "Raster", "exact"):
-    bad(f"order-{value}", {"order": value}, "order", "raster or partition", f"'{value}'")
+POLICIES, ORDERS = "exact, published or pooled", "raster, partition or full_last"
+for value in ("", "Exact", "exactly", "pool", "raster"):
+    bad(f"policy-{value}", {"policy": value}, "policy", POLICIES, f"'{value}'")
+for value in ("", "Raster", "full-last", "exact"):
+    bad(f"order-{value}", {"order": value}, "order", ORDERS, f"'{value}'")
+
+# Merged tokens. T = 16: four patches a side.
+
+for value in (0, -1, 65, BIG, -BIG, 2**63 - 1):
+    bad(f"merge-{value}", {"merge": value}, "merge", "an integer in [1, 64]", str(value))
+    published = {"merge": value, "policy": "published"}
+    bad(f"merge-{value}-published", published, "merge", "an integer in [1, 64]", str(value))
+changes = {"merge": 2, "policy": "published", "grids": [1, 1, 0, 0]}
+bad("merge-published", changes, "merge", "1 under the published policy", "2", P=3)
+for value in (3, 5, 8, 64):
+    divisor = "a divisor of the side of 4 patches"
+    bad(f"merge-{value}", {"merge": value}, "merge", divisor, str(value))
+for policy in ("exact", "pooled"):
+    for T in (2, 8, 15, 17):
+        changes = {"merge": 2, "policy": policy, "order": "partition", "grids": [0, 0, 0, 0]}
+        got = ("features", "T square, for blocks of patches", f"T = {T}")
+        bad(f"merge-{policy}-T-{T}", changes, *got, P=2, T=T)
 
 # Grids, budgets and crops.
 
@@ -257,21 +221,30 @@ for name, crop in {
     expected = "0 <= top <= bottom <= 8 and 0 <= left <= right <= 8"
     changes = {"crops": [*crop, 0, 0, 0, 0]}
     bad(f"crop-{name}", changes, "crops", expected, f"{crop} for picture 0")
-    published = {**changes, "policy": "published", "order": "partition"}
-    bad(f"crop-{name}-published", published, "crops", expected, f"{crop} for picture 0")
+    for policy, order in (("published", "partition"), ("pooled", "full_last")):
+        other = {**changes, "policy": policy, "order": order}
+        bad(f"crop-{name}-{policy}", other, "crops", expected, f"{crop} for picture 0")
 second = {"crops": [0] * 4 + [0, 4, 0, 9], "grids": [0, 0, 1, 2], "budgets": [1, 1]}
 expected = "0 <= top <= bottom <= 4 and 0 <= left <= right <= 8"
 bad("crop-second", second, "crops", expected, "(0, 4, 0, 9) for picture 1", P=4)
+
+expected = "0 <= top <= bottom <= 4 and 0 <= left <= right <= 4"
+for policy in ("exact", "pooled"):
+    for crop in ((0, 5, 0, 4), (0, 4, 0, 8)):  # in tokens of a grid of 4 x 4 of them
+        changes = {"crops": [*crop, 0, 0, 0, 0], "merge": 2, "policy": policy}
+        bad(f"crop-{crop}-merged-{policy}", changes, "crops", expected, f"{crop} for picture 0")
 
 # What a picture with sub-images needs.
 
 SQUARE = "T square, for the regions, raster order or crops of sub-images"
 for T in (2, 8, 15, 17):
-    bad(f"regions-T-{T}", {"order": "partition"}, "features", SQUARE, f"T = {T}", T=T)
-changes = {"policy": "published"}
-bad("raster-T-8", changes, "features", SQUARE, "T = 8", T=8)
-changes = {"policy": "published", "order": "partition", "crops": [0] * 8}
-bad("crops-T-8", changes, "features", SQUARE, "T = 8", T=8)
+    for order in ("partition", "full_last"):
+        bad(f"regions-{order}-T-{T}", {"order": order}, "features", SQUARE, f"T = {T}", T=T)
+for policy in ("published", "pooled"):
+    changes = {"policy": policy}
+    bad(f"raster-{policy}-T-8", changes, "features", SQUARE, "T = 8", T=8)
+    changes = {"policy": policy, "order": "partition", "crops": [0] * 8}
+    bad(f"crops-{policy}-T-8", changes, "features", SQUARE, "T = 8", T=8)
 
 RUNS = "R * C to divide T = {} under the published policy"
 changes = {"policy": "published", "grids": [0, 0, 1, 3]}
@@ -283,81 +256,19 @@ for alpha, budget in ((1.0, 17), (0.99, 10), (1.0, BIG), (0.95, BIG)):
     changes = {"policy": "published", "alpha": alpha, "budgets": [budget, 3]}
     bad(f"no-weights-{alpha}-{budget}", changes, "alpha", LEFT, f"{alpha:.9g}")
 
-# Extreme calls that work.
-
-for policy in ("exact", "published"):
-    common = {"policy": policy}
-    good(f"{policy}", common, 13)
-    good(f"{policy}-budgets-2^62", {**common, "budgets": [BIG, BIG]}, 96)
-    good(f"{policy}-budgets-2^63-less-1", {**common, "budgets": [2**63 - 1, 2**63 - 1]}, 96)
-    good(f"{policy}-no-budgets", {**common, "budgets": [0, 0]}, 0)
-    good(f"{policy}-empty-crop", {**common, "crops": [0] * 8}, 13)
-    good(f"{policy}-crop-ignored", {**common, "crops": [0, 8, 0, 8, -BIG, BIG, 9, -9]}, 13)
-    good(f"{policy}-one-head", common, 13, H=1)
-    good(f"{policy}-D-0", common, 13, D=0)
-    good(f"{policy}-D-1", {**common, "features": lambda x: x[..., ::4]}, 13)
-    good(f"{policy}-alpha-0", {**common, "alpha": 0.0}, 13)
-    good(f"{policy}-partition", {**common, "order": "partition"}, 13)
-    nothing = {**common, "grids": [], "budgets": []}
-    good(f"{policy}-empty-batch", nothing, 0, P=0)
-    good(f"{policy}-empty-batch-with-crops", {**nothing, "crops": []}, 0, P=0)
-    good(f"{policy}-empty-batch-without-sizes", nothing, 0, P=0, T=0, H=0, D=0, N=0, Dh=0)
-    single = {**common, "grids": [0, 0, 0, 0], "budgets": [5, 99]}
-    good(f"{policy}-no-sub-images-T-7", single, 12, P=2, T=7)
-    good(f"{policy}-no-sub-images-alpha-1", {**single, "alpha": 1.0}, 12, P=2, T=7)
-
-good("exact-empty-crop-2^62", {"crops": [8, 8, 8, 8] + [0] * 4, "budgets": [BIG, BIG]}, 32)
-good("exact-one-patch-crop", {"crops": [3, 4, 4, 5] + [0] * 4, "budgets": [BIG, BIG]}, 33)
-good("exact-T-1", {}, 6, T=1)
-good("exact-T-1-in-part", {"budgets": [3, 0]}, 3, T=1)
-good("exact-T-1-crop", {"crops": [0, 1, 0, 2] + [0] * 4}, 4, T=1)
-good("exact-alpha-1", {"alpha": 1.0, "budgets": [20, 3]}, 23)
-good("exact-six-by-one", {"grids": [5, 1], "budgets": [50]}, 50)
-changes = {"policy": "published", "grids": [1, 1] * 3, "budgets": [2, 1, 0], "alpha": 0.0}
-good("published-T-1", changes, 3, T=1)
-good("published-T-8", {"policy": "published", "order": "partition"}, 13, T=8)
-good("published-alpha-1", {"policy": "published", "alpha": 1.0, "budgets": [16, 3]}, 19)
-good("float64-features", {"features": lambda x: x.double()}, 13)
-good("float16-features", {"features": lambda x: x.half()}, 13)
-good("float8-features", {"features": lambda x: x.to(torch.float8_e4m3fn)}, 13)
-good("features-view", {"features": lambda x: x.repeat(1, 2, 3)[:, 1:17, 5:]}, 13)
-
-for init in ("attn_init", "query_init"):
-    names = [init] if init == "attn_init" else [init, "key_init"]
-    ops = ("select",) if init == "attn_init" else ("select_qk",)
-    # Of P rows the first of each picture, here 0 and 5, are read.
-    good("B-rows", {name: lambda x: x[[0, 5]] for name in names}, 13, ops=ops)
-    unread = {name: lambda x: x.index_fill(0, torch.arange(1, 6), math.nan) for name in names}
-    good("unread-rows", unread, 13, ops=ops)
-for dtype in (torch.float16, torch.bfloat16):
-    names = ("attn_init", "attn_final")
-    changes = {name: lambda x, dtype=dtype: x.to(dtype) for name in names}
-    good(f"{dtype}-scores", changes, 13, ops=("select",))
-for name, change in {
-    "nan-scores": lambda x: torch.full_like(x, math.nan),
-    "infinite-scores": lambda x: torch.full_like(x, -math.inf),
-    "equal-scores": lambda x: torch.zeros_like(x),
-    "transposed-scores": transposed,
-    "expanded-scores": lambda x: x[:1, :1, :1].expand(6, 2, 16),
-}.items():
-    good(name, {"attn_init": change, "attn_final": change}, 13, ops=("select",))
-good("N-is-T", {}, 13, ops=("select_qk",), N=16)
-changes = {name: lambda x: x[..., ::4] for name in RANKS if name not in ("attn_init", "attn_final")}
-good("Dh-1", changes, 13, ops=("select_qk",))
-good("scale-0", {"scale": 0.0}, 13, ops=("select_qk",))
-good("scale-negative", {"scale": -1.0}, 13, ops=("select_qk",))
-
 # cls_attention.
 
-QUERY, KEY, ONE = "rank 3 (P, H, Dh)", "rank 4 (P, N, H, Dh)", ("cls_attention",)
-for argument, rank in (("query", QUERY), ("key", KEY)):
-    low, high = int(rank[5]) - 1, int(rank[5]) + 1
-    bad_tensor(argument, "rank-low", lambda x: x[0], rank, f"rank {low}")
-    bad_tensor(argument, "rank-high", lambda x: x[None], rank, f"rank {high}")
+ONE = ("cls_attention",)
+for argument, rank in (("query", QUERIES), ("key", KEYS)):
+    bad_ranks(argument, rank)
     bad_tensor(argument, "float64", lambda x: x.double(), SCORES, "float64")
     bad_tensor(argument, "int32", lambda x: x.int(), SCORES, "int32")
     bad_tensor(argument, "transposed", transposed, UNIT, "2")
     bad_tensor(argument, "expanded", lambda x: x[..., :1].expand(*x.shape), UNIT, "0")
+bad_tensor("query", "several-transposed", lambda x: transposed(judges(5)(x)), UNIT, "2")
+bad_tensor("query", "none", judges(0), "Q >= 1", "Q = 0")
+behind = {"query": lambda x: judges(5)(x).transpose(1, 2)}
+bad("query-behind-heads", behind, "key", "shape (6, N, 5, 4)", "(6, 18, 2, 4)", ops=ONE)
 bad_tensor("key", "device", lambda x: x.to("meta"), "the device of query ({device})", "meta")
 bad_tensor("key", "float16", lambda x: x.half(), "the dtype of query (float32)", "float16")
 bad_tensor("key", "rows", lambda x: x[:2], "shape (6, N, 2, 4)", "(2, 18, 2, 4)")
@@ -372,21 +283,3 @@ bad("tokens-of-no-rows", {"tokens": 19}, *got[:2], "T = 19", ops=ONE, P=0)
 bad("no-keys", {"tokens": 1}, "tokens", "1 <= T <= N = 0", "T = 1", ops=ONE, P=0, N=0)
 for value, text in ((math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")):
     bad(f"scale-{text}", {"scale": value}, "scale", "a finite number", text, ops=ONE)
-
-for name, changes in {
-    "plain": {},
-    "tokens-1": {"tokens": 1},
-    "tokens-N": {"tokens": 18},
-    "scale-0": {"scale": 0.0},
-    "scale-negative": {"scale": -1.0},
-    "float16": {name: lambda x: x.half() for name in ("query", "key")},
-    "bfloat16": {name: lambda x: x.bfloat16() for name in ("query", "key")},
-    "Dh-1": {name: lambda x: x[..., ::4] for name in ("query", "key")},
-    "expanded-rows": {name: lambda x: x[:1].expand(*x.shape) for name in ("query", "key")},
-    "nan-query": {"query": lambda x: torch.full_like(x, math.nan)},
-    "zero-keys": {"key": lambda x: torch.zeros_like(x)},
-}.items():
-    good(name, changes, 6, ops=ONE)
-good("no-rows", {}, 0, ops=ONE, P=0)
-good("no-rows-of-no-heads", {}, 0, ops=ONE, P=0, H=0, Dh=0)
-good("one-of-each", {}, 1, ops=ONE, P=1, T=1, H=1, N=1, Dh=1)

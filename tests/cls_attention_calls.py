@@ -27,8 +27,9 @@ BEYOND_LIMITS = [
     ({"H": 65}, "query: expected H <= 64"),
     ({"Dh": 257}, "query: expected Dh <= 256"),
     ({"N": 8193}, "key: expected N <= 8192"),
+    ({"Q": 8193}, "query: expected Q <= 8192"),
 ]
-SELECTION = ("features", "grids", "budgets", "alpha", "crops", "policy", "order")
+SELECTION = ("features", "grids", "budgets", "alpha", "crops", "policy", "order", "merge")
 
 
 @st.composite
@@ -44,7 +45,10 @@ def cls_attention_calls(draw: st.DrawFn) -> Call:
 
 
 def seeded_attention_call(seed: int, *, P: int = 3, T: int = 16, **sizes: Any) -> Call:
-    """A plain call, contiguous and finite, of normal values from a seed; sizes: H, N, Dh, dtype."""
+    """A plain call, contiguous and finite, of normal values from a seed.
+
+    sizes: Q, H, N, Dh, dtype.
+    """
     call = seeded_call("select_qk", seed, grids=((0, 0),) * P, T=T, D=1, **sizes)
     tensors = {"query": call["query_final"], "key": call["key_final"]}
     return {**tensors, "tokens": T, "scale": call["scale"]}
@@ -53,10 +57,11 @@ def seeded_attention_call(seed: int, *, P: int = 3, T: int = 16, **sizes: Any) -
 def error_bound(call: Call) -> Tensor:
     """(P, H, 1): by how much the logarithm of a head's attention may be wrong."""
     query, key = (call[name].double().abs().nan_to_num(0, 0, 0) for name in ("query", "key"))
-    N, _, Dh = key.shape[1:]
+    judges = query if query.dim() == 4 else query[:, None]
+    Q, (N, _, Dh) = judges.shape[1], key.shape[1:]
     scale = Dh**-0.5 if call["scale"] is None else call["scale"]
-    sizes = torch.einsum("phd,pnhd->phn", query, key) * abs(scale)
-    return (2 * (Dh + 8) * sizes.amax(-1, keepdim=True) + N + 16) * 2.0**-24
+    sizes = torch.einsum("pqhd,pnhd->phqn", judges, key).flatten(2) * abs(scale)
+    return (2 * (Dh + 8) * sizes.amax(-1, keepdim=True) + N + Q + 16) * 2.0**-24
 
 
 def close(attention: Tensor, expected: Tensor, bound: Tensor | float) -> bool:
@@ -74,26 +79,30 @@ def agree(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     return close(results[0], expected[0], 2e-5) if len(expected) == 1 else same(results, expected)
 
 
-def composed(call: Caller, arguments_: Call) -> tuple[Tensor, ...]:
-    """What `select` makes of the rows of a `select_qk` call's queries and keys."""
-    T = arguments_["features"].shape[1]
-    rows = {
+def composed_rows(call: Caller, arguments_: Call) -> dict[str, Tensor]:
+    """`select`'s attention rows, of a `select_qk` call's queries and keys."""
+    return {
         f"attn_{layer}": call(
             "cls_attention", query=arguments_[f"query_{layer}"], key=arguments_[f"key_{layer}"],
-            tokens=T, scale=arguments_["scale"],
+            tokens=arguments_["features"].shape[1], scale=arguments_["scale"],
         )[0]
         for layer in ("init", "final")
     }  # fmt: skip
+
+
+def composed(call: Caller, arguments_: Call) -> tuple[Tensor, ...]:
+    """What `select` makes of the rows of a `select_qk` call's queries and keys."""
+    rows = composed_rows(call, arguments_)
     return call("select", **{name: arguments_[name] for name in SELECTION}, **rows)
 
 
 def split(call: Caller, arguments_: Call, ranks: int, copied: bool = False) -> Tensor:
     """The rows as so many ranks compute them, each those of its heads, gathered along heads."""
-    H = arguments_["query"].shape[1]
+    H = arguments_["query"].shape[-2]
     each = math.ceil(H / ranks)
     parts = []
     for first in range(0, H, each):
-        query = arguments_["query"][:, first : first + each]
+        query = arguments_["query"][..., first : first + each, :]
         key = arguments_["key"][:, :, first : first + each]
         if copied:
             query, key = query.contiguous(), key.contiguous()

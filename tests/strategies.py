@@ -2,17 +2,21 @@
 """Hypothesis strategies: valid calls of both operators, all arguments by name.
 
 Hypothesis draws what shrinks well: grids, crops, budgets, sizes, kinds of values, and how a tensor
-lies in memory. The values themselves come from a drawn seed. Memory around every tensor is NaN.
+lies in memory (layouts.py). The values themselves come from a drawn seed. Memory around every
+tensor is NaN.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
+from layouts import embed, layouts
 from torch import Tensor
 
 from hired_kernels import arguments, reference
@@ -21,6 +25,13 @@ GRIDS = [(0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (4, 1)]
 SIDES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
 ALPHAS = [0.0, 0.5, 1.0, 1 / 3, 5e-324, 1 - 2**-53]
 FEATURE_DTYPES = [*arguments.SCORE_DTYPES, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn]
+# Judges of a call. Not every backend serves more than one yet: HIRED_TEST_QUERIES=many is for those
+# that do, and the default once all do.
+SEVERAL_QUERIES = os.environ.get("HIRED_TEST_QUERIES") == "many"
+QUERIES = [1, 1, 2, 3, 4, 5, 8, 13, 33] if SEVERAL_QUERIES else [1]
+several_queries = pytest.mark.skipif(
+    not SEVERAL_QUERIES, reason="needs a backend that serves several queries"
+)
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Call = dict[str, Any]
@@ -35,63 +46,15 @@ def tensors(call: Call) -> dict[str, Tensor]:
     return {name: value for name, value in call.items() if isinstance(value, Tensor)}
 
 
+def tokens_of(call: Call) -> int:
+    """Tokens of a partition, M: its patches, or as many as there are blocks of them."""
+    return call["features"].shape[1] // call["merge"] ** 2
+
+
 def same(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     """Whether all outputs agree to the bit, dtype and shape included."""
     pairs = list(zip(results, expected, strict=True))
     return all(a.dtype == b.dtype and torch.equal(bits(a), bits(b)) for a, b in pairs)
-
-
-# Memory.
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a tensor lies in memory, dimension by dimension, in elements of its own."""
-
-    order: tuple[int, ...]  # the outermost dimension in memory first
-    before: tuple[int, ...]
-    step: tuple[int, ...]
-    after: tuple[int, ...]
-    expanded: tuple[bool, ...]  # one element stands for all of the dimension
-    byte_offset: int  # of the buffer; base addresses need not even fit the dtype
-
-
-def embed(values: Tensor, layout: Layout, poison: float = math.nan) -> Tensor:
-    """A view of a poisoned buffer that holds `values`; expanded dimensions repeat their first."""
-    shape = values.shape
-    for dim, expanded in enumerate(layout.expanded):
-        values = values.narrow(dim, 0, min(1, shape[dim])) if expanded else values
-    spans = zip(layout.before, layout.step, layout.after, values.shape, strict=True)
-    extents = [before + step * size + after for before, step, after, size in spans]
-    elements = math.prod(extents)
-    memory = bytearray(layout.byte_offset + (elements + 1) * values.element_size())
-    buffer = torch.frombuffer(memory, dtype=values.dtype, offset=layout.byte_offset)
-    whole = buffer.fill_(poison)[:elements].view([extents[dim] for dim in layout.order])
-    whole = whole.permute([layout.order.index(dim) for dim in range(len(shape))])
-    for dim, size in enumerate(values.shape):
-        begin, step = layout.before[dim], layout.step[dim]
-        whole = whole[(slice(None),) * dim + (slice(begin, begin + step * size, step),)]
-    return whole.copy_(values).expand(shape)
-
-
-@st.composite
-def layouts(draw: st.DrawFn, rank: int, unit_last: bool) -> Layout:
-    """Contiguous, sliced, transposed, expanded, misaligned, or several of these at once."""
-    dims, free = tuple(range(rank)), rank - unit_last
-    order = draw(st.permutations(dims[:free])) if draw(st.booleans()) else dims[:free]
-
-    def each(choices: list, last: list) -> tuple:
-        drawn = [draw(st.sampled_from(choices if dim < free else last)) for dim in dims]
-        return tuple(drawn) if draw(st.booleans()) else (choices[0],) * rank
-
-    return Layout(
-        order=(*order, *dims[free:]),
-        before=each([0, 1, 2], [0, 1, 2]),
-        step=each([1, 2, 3], [1]),
-        after=each([0, 1], [0, 1]),
-        expanded=each([False, False, False, True], [False]),
-        byte_offset=draw(st.sampled_from([0, 0, 1, 3, 4, 8, 16, 31])),
-    )
 
 
 # Values.
@@ -196,22 +159,27 @@ def batches(draw: st.DrawFn, largest_side: int = 12) -> tuple[int, int, Call]:
     cropped, square = draw(st.booleans()), draw(st.integers(0, 3)) < 3
     side = draw(st.sampled_from([side for side in SIDES if side <= largest_side]))
     T = side**2 if square else draw(st.integers(1, largest_side**2))
+    merge = 1
+    if square and policy != "published" and draw(st.integers(0, 2)) == 2:
+        merge = draw(st.sampled_from([g for g in range(1, side + 1) if side % g == 0]))
+    M, cells = T // merge**2, side // merge
     # Where nothing asks for rows and columns of patches, T need not be a square.
-    free = square or (policy == "published" and order == "partition" and not cropped)
+    free = square or (policy != "exact" and order != "raster" and not cropped)
     fits = [
         (R, C) for R, C in GRIDS
-        if R == 0 or (free and (policy == "exact" or T % (R * C) == 0))
+        if R == 0 or (free and (policy != "published" or T % (R * C) == 0))
     ]  # fmt: skip
     B = draw(st.sampled_from([1, 1, 2, 2, 3, 4, 0]))
     grids = draw(st.lists(st.sampled_from(fits), min_size=B, max_size=B))
     alpha = draw(st.one_of(st.sampled_from(ALPHAS), st.floats(0, 1)))
     call: Call = {
         "grids": [size for grid in grids for size in grid],
-        "budgets": [draw(budgets(grid, T)) for grid in grids],
+        "budgets": [draw(budgets(grid, M)) for grid in grids],
         "alpha": alpha,
-        "crops": [x for grid in grids for x in draw(crops(grid, side))] if cropped else None,
+        "crops": [x for grid in grids for x in draw(crops(grid, cells))] if cropped else None,
         "policy": policy,
         "order": order,
+        "merge": merge,
     }
     if policy == "published" and arguments.first_share(T, 1 - alpha) == 0:
         # Tokens left for sub-images of which none has a weight would be an error.
@@ -247,20 +215,27 @@ EXTREMES = ["none", "none", "none", "nan-query", "nan-key", "inf-query", "inf-ke
 def queries_keys(
     draw: st.DrawFn, P: int, N: int, H: int, Dh: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Normal queries and keys, some with an element that is not finite, in one buffer or in two."""
-    generator = draw(generators())
-    qkv = torch.randn((P, N, 3, H, Dh), generator=generator).to(dtype)
+    """Normal queries and keys, some with an element that is not finite, in one buffer or in two.
+
+    The queries are those of one token, or of every other or fourth from some token on.
+    """
+    Q, generator = draw(st.sampled_from(QUERIES)), draw(generators())
+    alone = Q == 1 and draw(st.booleans())
+    first, step = (0, 1) if alone else draw(st.sampled_from([(0, 1), (1, 1), (0, 2), (1, 4)]))
+    rows = max(N, first + step * Q)
+    qkv = torch.randn((P, rows, 3, H, Dh), generator=generator).to(dtype)
+    query, key = qkv[:, first : first + step * Q : step, 0], qkv[:, :N, 1]
     extreme = draw(st.sampled_from(EXTREMES))
     if P and extreme != "none":
-        where = 0 if extreme.endswith("query") else 1
-        n = 0 if where == 0 else draw(st.integers(0, N - 1))
-        p, h, d = (draw(st.integers(0, size - 1)) for size in (P, H, Dh))
+        where = query if extreme.endswith("query") else key
+        place = tuple(draw(st.integers(0, size - 1)) for size in where.shape)
         values = [math.nan] if extreme.startswith("nan") else [math.inf, -math.inf]
-        qkv[p, n, where, h, d] = draw(st.sampled_from(values))
+        where[place] = draw(st.sampled_from(values))
+    query = query[:, 0] if alone else query
     if draw(st.booleans()):  # a fused projection: (P, N, 3 * H * Dh), split without a copy
-        return qkv[:, 0, 0], qkv[:, :, 1]
-    query, key = qkv[:, 0, 0].clone(), qkv[:, :, 1].clone()
-    return embed(query, draw(layouts(3, True))), embed(key, draw(layouts(4, True)))
+        return query, key
+    query, key = query.clone(), key.clone()
+    return embed(query, draw(layouts(query.dim(), True))), embed(key, draw(layouts(4, True)))
 
 
 @st.composite
@@ -283,10 +258,11 @@ def select_qk_calls(draw: st.DrawFn) -> Call:
 
 def seeded_call(
     op: str, seed: int, *, grids: tuple = ((2, 2), (0, 0), (1, 2)), share: float = 0.3, T: int = 16,
-    H: int = 3, D: int = 4, N: int | None = None, Dh: int = 8, dtype: torch.dtype = torch.float32,
-    **changes: Any,
+    H: int = 3, D: int = 4, N: int | None = None, Dh: int = 8, Q: int | None = None,
+    dtype: torch.dtype = torch.float32, **changes: Any,
 ) -> Call:  # fmt: skip
-    """A plain call, contiguous and finite, of normal values from a seed."""
+    """A plain call, contiguous and finite, of normal values from a seed. Q: None is one query in a
+    tensor without a dimension for it."""
     generator = torch.Generator().manual_seed(seed)
     P = sum(1 + R * C for R, C in grids)
 
@@ -298,11 +274,13 @@ def seeded_call(
         call |= {"attn_init": normal(P, H, T), "attn_final": normal(P, H, T)}
     else:
         N = T + 1 if N is None else N
-        call |= {"query_init": normal(P, H, Dh), "key_init": normal(P, N, H, Dh)}
-        call |= {"query_final": normal(P, H, Dh), "key_final": normal(P, N, H, Dh), "scale": None}
-    budgets = [int((1 + R * C) * T * share) for R, C in grids]
+        judges = (P, H, Dh) if Q is None else (P, Q, H, Dh)
+        call |= {"query_init": normal(*judges), "key_init": normal(P, N, H, Dh)}
+        call |= {"query_final": normal(*judges), "key_final": normal(P, N, H, Dh), "scale": None}
+    M = T // changes.get("merge", 1) ** 2
+    budgets = [int((1 + R * C) * M * share) for R, C in grids]
     integers = {"grids": [size for grid in grids for size in grid], "budgets": budgets}
-    rules = {"alpha": 0.5, "crops": None, "policy": "exact", "order": "raster"}
+    rules = {"alpha": 0.5, "crops": None, "policy": "exact", "order": "raster", "merge": 1}
     return {**call, **integers, **rules, **changes}
 
 
@@ -316,36 +294,48 @@ def apart(call: Call) -> bool:
     """Whether all cuts of a `select_qk` call fall between scores that float32 can tell apart.
 
     The error of a logit is bounded by Dh roundings of the sum of |q| |k|; e^x makes an absolute
-    error of x a relative one of the score. Exact ties (NaN, no attention at all, scale 0) are fine.
+    error of x a relative one of the score, and so are those of the sums over keys, queries and
+    patches of a token. Exact ties (NaN, no attention at all, scale 0) are fine.
     """
-    T, Dh = call["features"].shape[1], call["query_final"].shape[2]
+    T, M, Dh = call["features"].shape[1], tokens_of(call), call["query_final"].shape[-1]
     scale = Dh**-0.5 if call["scale"] is None else call["scale"]
     batch = reference.pictures(call["grids"], call["budgets"], call["crops"])
     uncropped = {**call, "crops": None} if call["policy"] == "published" else call
     kept = reference.select_qk(**uncropped)[2].tolist()
 
-    def clear(layer: str, row: int, valid: Any, k: int) -> bool:
-        query, key = call[f"query_{layer}"][row], call[f"key_{layer}"][row]
-        scores = reference.cls_scores(query, key, scale, T)
-        ranking = [t for t in reference.rank(scores) if t in valid]
-        if not 0 < k < len(ranking):
+    def clear(layer: str, rows: Iterable[int], valid: Iterable[Collection[int]], k: int) -> bool:
+        """Whether this can be said of the k best of the valid tokens of all these rows."""
+        scores, error = [], 0.0
+        for row, tokens in zip(rows, valid, strict=True):
+            query, key = call[f"query_{layer}"][row], call[f"key_{layer}"][row]
+            all_scores = reference.cls_scores(query, key, scale, T)
+            scores.append(reference.block_sums(all_scores, call["merge"])[sorted(tokens)])
+            judges = query.reshape(-1, *query.shape[-2:])
+            sizes = (x.double().abs().nan_to_num(0, 0, 0) for x in (judges, key))
+            size = torch.einsum("qhd,nhd->qhn", *sizes).max().item()
+            sums = len(key) + len(judges) + call["merge"] ** 2
+            error = max(error, size * abs(scale) * (Dh + 8) + sums + 16)
+        together = torch.cat(scores)
+        if not 0 < k < len(together):
             return True
-        a, b = (scores[t].item() for t in ranking[k - 1 : k + 1])
+        a, b = together[reference.rank(together)[k - 1 : k + 1]].tolist()
         if math.isnan(b) or (a == b and (a == 0 or scale == 0)):
             return True
-        size = (query.double().abs() * key.double().abs()).nan_to_num(0, 0, 0).sum(-1).max().item()
-        error = size * abs(scale) * (Dh + 8) + key.shape[0] + 16
         return a > 1e-30 and a - b > 4 * a * error * 2**-24
 
     for b, picture in enumerate(batch):
-        p = picture.full_image
+        p, valid = picture.full_image, reference.valid_patches(picture, M)
+        partitions = range(p, p + len(valid))
+        if call["policy"] == "pooled":
+            if not clear("final", partitions, valid, sum(kept[p : p + len(valid)])):
+                return False
+            continue
         row = b if call["query_init"].shape[0] == len(batch) else p
-        counted = arguments.first_share(T, 1 - call["alpha"])
-        if picture.R and not clear("init", row, range(T), counted):
+        counted = arguments.first_share(M, 1 - call["alpha"])
+        if picture.R and not clear("init", [row], [range(M)], counted):
             return False
-        valid = reference.valid_patches(picture, T)
-        for i, patches in enumerate(valid):
-            choice = range(T) if call["policy"] == "published" else patches
-            if not clear("final", p + i, choice, kept[p + i]):
+        choices = [range(M)] * len(valid) if call["policy"] == "published" else valid
+        for i, tokens in zip(partitions, choices, strict=True):
+            if not clear("final", [i], [tokens], kept[i]):
                 return False
     return True

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from bad_calls import BAD_CALLS, GOOD_CALLS, BadCall, GoodCall, valid_call
+from bad_calls import BAD_CALLS
+from call_tables import BadCall, GoodCall, valid_call
 from callers import Caller, callers, fake, operator, reference
 from cls_attention_calls import BEYOND_LIMITS, composed, seeded_attention_call, split
+from good_calls import GOOD_CALLS
 from gpu_cases import BACKEND, CASES, Results, assert_right, case, on_gpu, plain_memory, right, run
 from gpu_short_list import MANY
 from strategies import FEATURE_DTYPES, random_bits, seeded_call, seeded_qk_call
@@ -96,6 +98,7 @@ def test_select_of_rows_is_select_qk_wherever_keys_begin(before: int, dtype: tor
         ({"grids": ((13, 5),)}, "grids: expected R * C <= 64"),
         ({"Dh": 257}, "query_final: expected Dh <= 256"),
         ({"N": 8193}, "key_final: expected N <= 8192"),
+        ({"Q": 8193}, "query_final: expected Q <= 8192"),
     ],
 )
 def test_limits_are_named(changes: dict[str, Any], message: str) -> None:

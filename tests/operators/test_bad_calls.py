@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bad_calls import BAD_CALLS, GOOD_CALLS, OPS, BadCall, GoodCall, valid_call
+from bad_calls import BAD_CALLS
+from call_tables import OPS, BadCall, GoodCall, valid_call
 from callers import CALLERS, fake, reference
 from cls_attention_calls import agree
+from good_calls import GOOD_CALLS
 
 by_id = {"ids": lambda call: call.id}
 
@@ -47,7 +49,7 @@ def test_good_call(call: GoodCall, caller) -> None:
         return
     features = arguments["features"]
     tokens, indices, counts = caller(call.op, **arguments)
-    assert tokens.shape == (call.rows, features.shape[2])
+    assert tokens.shape == (call.rows, features.shape[2] * arguments["merge"] ** 2)
     assert tokens.dtype == features.dtype
     assert indices.dtype == counts.dtype == torch.int64
     expected = reference(call.op, **arguments)

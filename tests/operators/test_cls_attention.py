@@ -31,6 +31,7 @@ from strategies import (
     same,
     seeded_call,
     select_qk_calls,
+    several_queries,
     tensors,
 )
 from targets import THREADS, in_charge, one_block_size, target
@@ -92,6 +93,32 @@ def test_numbers_of_heads(H: int) -> None:
     assert close(attention(call), expected(call), NORMAL_ERROR)
 
 
+@several_queries
+@pytest.mark.parametrize("Q", [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65, 129, 577])
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
+    call = seeded_attention_call(15, P=2, Q=Q, dtype=dtype)
+    assert close(attention(call), expected(call), NORMAL_ERROR)
+
+
+@several_queries
+@pytest.mark.parametrize("Q", [576, 144])
+def test_all_patches_judge_at_llava_next_size(Q: int) -> None:
+    call = seeded_attention_call(16, P=2, Q=577, dtype=torch.float16, **LLAVA)
+    call["query"] = call["query"][:, 1 :: 576 // Q]
+    assert close(attention(call), expected(call), NORMAL_ERROR)
+
+
+@several_queries
+def test_one_query_that_is_not_finite_is_seen_by_all_patches() -> None:
+    for Q in (2, 33):
+        call = seeded_attention_call(17, P=2, Q=Q)
+        call["query"][1, Q - 1, 0, 3] = math.nan
+        result = attention(call)
+        assert result.isnan().nonzero()[:, :2].unique(dim=0).tolist() == [[1, 0]]
+        assert close(result, expected(call), NORMAL_ERROR)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.0, 0.01, 0.3, -0.3, 1.0, 30.0, -30.0])
 def test_scale(scale: float) -> None:
     call = {**seeded_attention_call(5), "scale": scale}
@@ -145,7 +172,10 @@ def test_a_fused_projection_is_read_in_place(dtype: torch.dtype) -> None:
 @pytest.mark.whole_list
 def test_more_rows_than_a_grid_has_in_y() -> None:
     call = seeded_attention_call(9, P=70_000, T=1, N=2, H=1, Dh=1)
-    assert close(attention(call), expected(call), NORMAL_ERROR)
+    key = call["key"].double()
+    # Of two keys; the oracle takes half a minute.
+    rows = (call["query"].double() * (key[:, 1] - key[:, 0])).sigmoid()
+    assert close(attention(call), rows, NORMAL_ERROR)
 
 
 # To the bit.
@@ -159,11 +189,16 @@ def test_select_of_the_rows_is_select_qk(call: Call, block: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
-def test_select_of_the_rows_is_select_qk_at_llava_next_size(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
+def test_select_of_the_rows_is_select_qk_at_llava_next_size(
+    dtype: torch.dtype, Q: int | None
+) -> None:
     # Budgets cut everywhere, between scores as close as they may be.
-    for seed, share in enumerate((0.05, 0.37, 0.8)):
+    cases = ((0.05, "exact", 1), (0.37, "pooled", 1), (0.8, "exact", 2), (0.4, "pooled", 2))
+    for seed, (share, policy, merge) in enumerate(cases):
+        rules = {"share": share, "policy": policy, "merge": merge}
         call = seeded_call(
-            "select_qk", seed, grids=((1, 2),), D=1, dtype=dtype, share=share, **LLAVA
+            "select_qk", seed, grids=((1, 2),), D=1, Q=Q, dtype=dtype, **LLAVA, **rules
         )
         with one_block_size(128):
             assert same(composed(target, call), target("select_qk", **call))
@@ -178,7 +213,7 @@ def test_draws_that_rounding_decides_are_decided_alike(unaligned: str) -> None:
     rows = [sums[i % 8, torch.randperm(64, generator=generator)] for i in range(64)]
     call: Call = {"features": torch.empty(63, 64, 0), "grids": [0, 0] * 63, "scale": 0.1}
     call |= {"budgets": list(range(1, 64)), "alpha": 0.5, "crops": None}
-    call |= {"policy": "exact", "order": "partition"}
+    call |= {"policy": "exact", "order": "partition", "merge": 1}
     for layer in ("init", "final"):
         begin = int(layer == unaligned)
         keys = torch.empty(64 * 64 + 1)[begin : begin + 64 * 64].view(1, 64, 1, 64)
@@ -189,16 +224,26 @@ def test_draws_that_rounding_decides_are_decided_alike(unaligned: str) -> None:
         assert same(composed(target, call), target("select_qk", **call))
 
 
+@given(cls_attention_calls(), BLOCKS)
+def test_one_query_needs_no_dimension(call: Call, block: int) -> None:
+    query = call["query"]
+    first = query if query.dim() == 3 else query[:, 0]
+    with one_block_size(block):
+        alone = attention({**call, "query": first})
+        assert same((attention({**call, "query": first[:, None]}),), (alone,))
+
+
 @given(cls_attention_calls(), BLOCKS, st.sampled_from([2, 3, 5]))
 def test_heads_of_several_ranks_are_those_of_one(call: Call, block: int, ranks: int) -> None:
     with one_block_size(block):
         assert same((split(target, call, ranks),), (attention(call),))
 
 
+@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
 @pytest.mark.parametrize("ranks", [2, 4, 16])
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
-def test_ranks_with_tensors_of_their_own(dtype: torch.dtype, ranks: int) -> None:
-    call = seeded_attention_call(11, P=1, dtype=dtype, **LLAVA)
+def test_ranks_with_tensors_of_their_own(dtype: torch.dtype, ranks: int, Q: int | None) -> None:
+    call = seeded_attention_call(11, P=1, Q=Q, dtype=dtype, **LLAVA)
     with one_block_size(64):
         assert same((split(target, call, ranks, copied=True),), (attention(call),))
 
@@ -232,8 +277,7 @@ def test_what_lies_around_a_view_is_not_read(call: Call, byte: int) -> None:
 def test_inputs_are_left_and_the_output_is_nobody_elses(call: Call) -> None:
     before = {name: memory(tensor).clone() for name, tensor in tensors(call).items()}
     result = attention(call)
-    P, H, _ = call["query"].shape
-    assert result.shape == (P, H, call["tokens"])
+    assert result.shape == (*call["key"].shape[::2], call["tokens"])
     assert result.dtype == torch.float32
     assert result.untyped_storage().nbytes() == 4 * result.numel()
     for name, tensor in tensors(call).items():
@@ -242,8 +286,9 @@ def test_inputs_are_left_and_the_output_is_nobody_elses(call: Call) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype) -> None:
-    call = seeded_attention_call(12, P=4, dtype=dtype, **LLAVA)
+@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
+def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype, Q: int | None) -> None:
+    call = seeded_attention_call(12, P=4, Q=Q, dtype=dtype, **LLAVA)
     with one_block_size(128):
         torch.set_num_threads(1)
         first = bits(attention(call))
@@ -269,8 +314,11 @@ def test_calls_at_the_same_time_do_not_meet() -> None:
     ("name", "dim"),
     [*(("query", dim) for dim in range(2)), *(("key", dim) for dim in range(3))],
 )
-def test_strides_beyond_32_bits(name: str, dim: int) -> None:
+@pytest.mark.parametrize("Q", [None, pytest.param(3, marks=several_queries)])
+def test_strides_beyond_32_bits(name: str, dim: int, Q: int | None) -> None:
     needs_gib(12)
-    call = seeded_attention_call(13, dtype=torch.float16)
+    call = seeded_attention_call(13, Q=Q, dtype=torch.float16)
+    if Q is not None and name == "query":
+        dim += 1  # rows are as far apart as without queries
     result = attention({**call, name: far(call[name], dim)})
     assert close(result, expected(call), NORMAL_ERROR)

@@ -6,6 +6,7 @@ The operators themselves are the business of test_operators.py and test_bad_call
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,7 @@ from test_operators import CALLS, OPS, queries_keys, select_arguments
 from torch import Tensor
 
 import hired_kernels as hired
+from hired_kernels import geometry
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array], ids=["list", "tuple", "array"])
@@ -57,6 +59,12 @@ def test_face_budgets(budget: Any, counts: list[int], kind: Any) -> None:
         pytest.param({"alpha": 1.5}, id="alpha"),
         pytest.param({"policy": "best"}, id="policy"),
         pytest.param({"order": "random"}, id="order"),
+        pytest.param({"merge": 0}, id="merge-0"),
+        pytest.param({"merge": 3}, id="merge-no-divisor"),
+        pytest.param({"merge": 65}, id="merge-above-64"),
+        pytest.param({"merge": 2**40}, id="merge-2^40"),
+        pytest.param({"merge": 2, "policy": "published"}, id="merge-published"),
+        pytest.param({"merge": 2, "crops": [(0, 8, 0, 8), (0, 2, 0, 4)]}, id="crop-in-patches"),
     ],
 )
 @pytest.mark.parametrize("op", ["select", "select_qk"])
@@ -66,6 +74,42 @@ def test_face_raises_value_error(op: str, changes: dict[str, Any]) -> None:
     assert len(getattr(hired, op)(*tensors, **good).indices) == 18
     with pytest.raises(ValueError, match=r"hired.*: expected .*, got "):
         getattr(hired, op)(*tensors, **{**good, **changes})
+
+
+@pytest.mark.parametrize("merge", [1, 2, 4])
+@pytest.mark.parametrize("policy", ["exact", "pooled"])
+def test_shares_are_of_tokens(policy: str, merge: int) -> None:
+    values, init, final, *_ = select_arguments()
+    M, grids = 16 // merge**2, [(2, 2), (1, 2)]
+    options = {"grids": grids, "policy": policy, "merge": merge, "order": "full_last"}
+    kept = hired.select(values, init, final, budget=0.5, **options)
+    assert [kept.counts[:5].sum(), kept.counts[5:].sum()] == [5 * M // 2, 3 * M // 2]
+    patches = geometry.patches_of(kept.indices, 4, merge)
+    assert torch.equal(kept.tokens, values.reshape(-1, 8)[patches].flatten(1))
+
+
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_pooled_pictures_need_no_initial_layer(op: str) -> None:
+    tensors = [a for a in CALLS[op]() if isinstance(a, Tensor)]
+    options = {"grids": [(2, 2), (1, 2)], "budget": 9, "merge": 2}
+    keep = functools.partial(getattr(hired, op), **options)
+    middle = len(tensors) // 2
+    values, init, final = tensors[0], tensors[1 : middle + 1], tensors[middle + 1 :]
+    nothing = [None] * len(init)
+    expected = keep(values, *init, *final, policy="pooled")
+    assert all(map(torch.equal, keep(values, *nothing, *final, policy="pooled"), expected))
+    assert not torch.equal(keep(values, *init, *final).counts, expected.counts)
+    names = ["attn_init"] if op == "select" else ["query_init", "key_init"]
+    for policy in ("exact", "published"):
+        for i, name in enumerate(names):
+            some = [*init[:i], None, *init[i + 1 :]]
+            with pytest.raises(ValueError, match=f"{op}: {name}: expected a tensor, got NoneType"):
+                keep(values, *some, *final, policy=policy)
+    if op == "select_qk":  # one of the two is a mistake
+        with pytest.raises(ValueError, match="select_qk: key_init: expected a tensor"):
+            keep(values, init[0], None, *final, policy="pooled")
+    with pytest.raises(ValueError, match="expected a tensor, got NoneType"):
+        keep(values, *init, *[None] * len(final), policy="pooled")
 
 
 def test_compact_drops_empty_rows() -> None:
@@ -108,12 +152,17 @@ def as_scalars(values: Any, dtype: torch.dtype) -> list[list[Any]]:
 def test_integers_of_any_kind(budget: Any, kind: Any, dtype: torch.dtype) -> None:
     values, init, final, *_ = select_arguments()
     grids, crops = [(2, 2), (1, 2)], [(1, 8, 0, 7), (0, 4, 1, 6)]
+    boxes = [(1, 4, 0, 3), (0, 2, 1, 3)]  # in tokens of 2 x 2 patches
     expected = hired.select(values, init, final, grids=grids, crops=crops, budget=budget)
+    merged = hired.select(values, init, final, grids=grids, crops=boxes, budget=budget, merge=2)
     if isinstance(budget, list):
         budget = kind([budget], dtype)[0]
-    grids, crops = kind(grids, dtype), kind(crops, dtype)
+    grids, crops, boxes = (kind(rows, dtype) for rows in (grids, crops, boxes))
     kept = hired.select(values, init, final, grids=grids, crops=crops, budget=budget)
     assert all(map(torch.equal, kept, expected))
+    two = kind([[2]], dtype)[0][0]
+    kept = hired.select(values, init, final, grids=grids, crops=boxes, budget=budget, merge=two)
+    assert all(map(torch.equal, kept, merged))
 
 
 HALVES = [Fraction(1, 2), *(kind(0.5) for kind in (np.float16, np.float32, np.longdouble))]
@@ -146,6 +195,7 @@ HUGE, WRONG = 1 << 63, torch.tensor([[2.0, 2.0], [1.0, 2.0]])
         *(("grids", value) for value in (None, 4, "ab", WRONG, WRONG.bool(), [(HUGE, 1), (1, 2)])),
         ("grids", [(True, True), (1, 2)]),
         *(("crops", value) for value in (4, [None, None], torch.ones(2, 4), [(0, HUGE, 0, 8)] * 2)),
+        *(("merge", value) for value in (True, 2.0, None, "2", HUGE, torch.ones(2), -1, 3)),
         *(("policy", None), ("order", 3), ("features", np.ones((8, 16, 8))), ("attn_init", None)),
         ("attn_final", [[1.0]]),
     ],

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from blocks import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -22,7 +23,7 @@ from transformers import LlavaNextProcessor
 from transformers.models.llava_next import modeling_llava_next as llava_next
 from vectors import SIDE, Case, T, cases, packed
 
-from hired_kernels import geometry
+from hired_kernels import arguments, geometry
 from hired_kernels.geometry import Layout, kept_tokens, layout, resolve_budgets
 
 UP_TO_SIX = [(336 * r, 336 * c) for r in range(1, 7) for c in range(1, 7) if r * c <= 6]
@@ -117,7 +118,12 @@ def test_capacities_count_the_patches_inside_any_crop() -> None:
         assert geometry.capacities((R, C), (top, bottom, left, right), side)[1:] == expected
 
 
-pictures = st.builds(layout, st.integers(1, 3000), st.integers(1, 3000))
+pictures = st.builds(
+    layout,
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    merge=st.sampled_from([1, 1, 2, 3, 4, 8, 24]),
+)
 
 
 @given(pictures, st.integers(0, 4000))
@@ -130,6 +136,7 @@ def test_kept_tokens(picture: Layout, budget: int) -> None:
     assert picture.kept(budget, "published") == everything
     assert kept_tokens(budget, grid, tokens, None, "published") == everything
     assert Layout(9, 9, grid, None, picture.side).kept(budget) == everything
+    assert picture.kept(budget, "pooled") == picture.kept(budget)
 
 
 @given(pictures, st.floats(0, 1, exclude_min=True))
@@ -139,7 +146,9 @@ def test_share_is_rounded_down(picture: Layout, share: float) -> None:
     exact, most = (math.floor(picture.valid * Fraction(value)) for value in (share, above))
     assert exact <= picture.budget(share) <= most
     assert picture.budget(1.0) == picture.valid
-    assert picture.budget(share, "published") == int(picture.partitions * 576 * share)
+    assert picture.budget(share, "pooled") == picture.budget(share)
+    everything = picture.partitions * picture.tokens
+    assert picture.budget(share, "published") == int(everything * share)
 
 
 @pytest.mark.parametrize("total", [2880, 1728, 1440, 960, 576, 2023])
@@ -163,6 +172,55 @@ def test_published_share_is_the_double_product() -> None:
     assert [picture.budget(share, "published") for share in (0.35, 0.7)] == [1007, 2015]
 
 
+def test_a_layout_counts_in_tokens() -> None:
+    # 24 x 24 patches a partition, the picture's 36 of 48 rows; or half as many tokens a side.
+    patches, tokens = layout(504, 672), layout(504, 672, merge=2)
+    assert (patches.grid, patches.side, patches.crop) == ((2, 2), 24, (6, 42, 0, 48))
+    assert (tokens.grid, tokens.side, tokens.crop) == ((2, 2), 12, (3, 21, 0, 24))
+    assert (patches.tokens, tokens.tokens) == (576, 144)
+    assert (patches.valid, tokens.valid) == (576 + 36 * 48, 144 + 18 * 24)
+    assert (patches.budget(0.5), tokens.budget(0.5)) == (1152, 288)
+    assert tokens.kept(1000) == tokens.kept(1000, "pooled") == 576
+    # InternVL: tiles of 448 pixels, 2 x 2 patches a token.
+    tiles = [(448 * r, 448 * c) for r, c in ((1, 2), (2, 1), (2, 3))]
+    picture = layout(896, 1344, pinpoints=tiles, tile=448, merge=2)
+    assert (picture.grid, picture.tokens, picture.valid) == ((2, 3), 256, 7 * 256)
+    assert resolve_budgets(0.25, [(2, 3), (0, 0)], 256, policy="pooled") == [448, 64]
+
+
+@pytest.mark.parametrize(("side", "merge", "cells"), [(24, 1, 24), (24, 2, 12), (5, 5, 1)])
+def test_tokens_a_side(side: int, merge: int, cells: int) -> None:
+    assert geometry.tokens_a_side(side, merge) == cells
+
+
+def test_patches_of() -> None:
+    # Partitions of 4 x 4 patches, 2 x 2 of them a token.
+    indices = torch.tensor([0, 3, -1, 4, 9])
+    assert geometry.patches_of(indices, 4, 2).tolist() == [
+        [0, 1, 4, 5],
+        [10, 11, 14, 15],
+        [-1, -1, -1, -1],
+        [16, 17, 20, 21],
+        [34, 35, 38, 39],
+    ]
+    assert geometry.patches_of(indices, 4, 4)[:2].tolist() == [
+        list(range(16)),
+        list(range(48, 64)),
+    ]
+    assert geometry.patches_of(indices, 4).tolist() == [[0], [3], [-1], [4], [9]]
+    assert geometry.patches_of(indices[:0], 4, 2).shape == (0, 4)
+    huge = torch.tensor([2**60])
+    assert geometry.patches_of(huge, 2, 2).tolist() == [[2**62, 2**62 + 1, 2**62 + 2, 2**62 + 3]]
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
+def test_patches_of_all_tokens_are_all_patches(cells: int, merge: int, P: int) -> None:
+    side = cells * merge
+    patches = geometry.patches_of(torch.arange(P * cells**2), side, merge)
+    places = torch.arange(P * side**2).view(P, side**2, 1)
+    assert torch.equal(patches, blocks(places, merge).view(-1, merge**2))
+
+
 def test_crop_without_sub_images_is_ignored() -> None:
     for crop in ((5, 0, 0, 3), (9, 1, 9, 1), (0, 2**62, 0, 2**62), (1, 9, 9, 1)):
         assert kept_tokens(2**62, (0, 0), T, crop) == T
@@ -175,7 +233,7 @@ def test_kept_tokens_takes_symbols_without_a_branch() -> None:
     # Unbacked symbols have no value: a branch on one, or int() of it, raises.
     env = ShapeEnv()
     budget, R, C, tokens, *crop = (env.create_unbacked_symint() for _ in range(8))
-    for policy in ("exact", "published"):
+    for policy in arguments.POLICIES:
         for box in (None, tuple(crop)):
             assert isinstance(kept_tokens(budget, (R, C), tokens, box, policy), torch.SymInt)
     assert not env.guards
@@ -225,6 +283,13 @@ BAD_CALLS = [
     ("pinpoints", lambda: layout(5, 5, pinpoints=[])),
     ("pinpoints", lambda: layout(5, 5, pinpoints=[(336, 672), (336, 500)])),
     ("patch", lambda: layout(5, 5, patch=337)),
+    ("merge", lambda: layout(5, 5, merge=5)),
+    ("merge", lambda: layout(5, 5, merge=0)),
+    ("merge", lambda: layout(5, 5, merge=2.0)),
+    ("merge", lambda: geometry.tokens_a_side(24, 7)),
+    ("merge", lambda: geometry.tokens_a_side(24, 48)),
+    ("side", lambda: geometry.tokens_a_side(0, 1)),
+    ("merge", lambda: geometry.patches_of(torch.tensor([0]), 4, 3)),
     ("grid", lambda: geometry.unpad_crop(5, 5, (0, 2), 24)),
     ("grid", lambda: geometry.capacities((True, 2, 2), None, 24)),
     ("side", lambda: geometry.capacities((1, 1), None, 0)),

@@ -26,21 +26,23 @@ NAMES = ("grids", "budgets", "alpha", "crops", "policy", "order")
 
 
 def plan(P: int, T: int, call: Call) -> list[dict[str, int]]:
-    return _C.plan(*(call[name] for name in NAMES), P, T)
+    return _C.plan(*(call[name] for name in NAMES), P, T, call["merge"])
 
 
-def part_budget(call: Call, i: int, T: int) -> tuple[int, int]:
+def part_budget(call: Call, i: int, M: int) -> tuple[int, int]:
     """What the full image of picture i gets, and what its sub-images share, by the oracle."""
+    if call["policy"] == "pooled":
+        return 0, 0  # which parts nothing
     picture = reference.pictures(call["grids"], call["budgets"], call["crops"])[i]
     if call["policy"] == "exact":
         crop = picture.crop if picture.R else None
-        side = math.isqrt(T)
-        room = [T, *geometry.capacities((picture.R, picture.C), crop, side)[1:]]
+        side = math.isqrt(M)
+        room = [M, *geometry.capacities((picture.R, picture.C), crop, side)[1:]]
         # The ranking decides who gets what of the rest, and not how much that is.
         full, *rest = reference.exact_budgets(picture, room, call["alpha"], [])
         return full, sum(rest)
-    full = reference.published_budgets(picture, T, call["alpha"], [])[0]
-    return full, min(picture.budget - full, picture.R * picture.C * T)
+    full = reference.published_budgets(picture, M, call["alpha"], [])[0]
+    return full, min(picture.budget - full, picture.R * picture.C * M)
 
 
 # Budgets at which a double, or a product with one, loses integers.
@@ -54,11 +56,12 @@ TINY = [5e-324, 1e-300, 2**-62, 2**-53, 1e-9, 1 - 2**-53]
 @given(batches(largest_side=12), st.data())
 def test_plan(batch: tuple[int, int, Call], data: st.DataObject) -> None:
     P, T, call = batch
-    if call["policy"] == "exact" and data.draw(st.booleans()):
+    M = T // call["merge"] ** 2
+    if call["policy"] != "published" and data.draw(st.booleans()):
         call["budgets"] = [data.draw(WIDE) for _ in call["budgets"]]
         call["alpha"] = data.draw(st.sampled_from([*TINY, call["alpha"]]))
     pictures = plan(P, T, call)
-    owned = arguments.output_rows(call["grids"], call["budgets"], T, call["crops"], call["policy"])
+    owned = arguments.output_rows(call["grids"], call["budgets"], M, call["crops"], call["policy"])
     assert [picture["output_rows"] for picture in pictures] == owned
     assert [picture["first_row"] for picture in pictures] == [
         sum(owned[:i]) for i in range(len(owned))
@@ -67,7 +70,7 @@ def test_plan(batch: tuple[int, int, Call], data: st.DataObject) -> None:
     firsts = list(itertools.accumulate(partitions))[:-1]
     assert [picture["first_partition"] for picture in pictures] == firsts
     for i, picture in enumerate(pictures):
-        assert (picture["full_budget"], picture["rest"]) == part_budget(call, i, T)
+        assert (picture["full_budget"], picture["rest"]) == part_budget(call, i, M)
 
 
 @given(
@@ -75,11 +78,11 @@ def test_plan(batch: tuple[int, int, Call], data: st.DataObject) -> None:
     WIDE,
     st.one_of(st.sampled_from(TINY[:-1]), st.floats(0, 1 - 2**-6)),
 )
-def test_wide_budgets_of_published_and_exact(policy: str, budget: int, alpha: float) -> None:
+def test_wide_budgets(policy: str, budget: int, alpha: float) -> None:
     # Under `published` the product is of the budget itself, however large. (It has an error for
     # an alpha that leaves the weights nothing to count.)
     call = {"grids": [2, 2], "budgets": [budget], "alpha": alpha, "crops": None}
-    call |= {"policy": policy, "order": "raster"}
+    call |= {"policy": policy, "order": "raster", "merge": 1}
     (picture,) = plan(5, 64, call)
     assert picture["output_rows"] == geometry.kept_tokens(budget, (2, 2), 64, None, policy)
     assert (picture["full_budget"], picture["rest"]) == part_budget(call, 0, 64)
@@ -90,19 +93,34 @@ def test_wide_budgets_of_published_and_exact(policy: str, budget: int, alpha: fl
 def test_the_largest_picture_that_is_served(policy: str, budget: int) -> None:
     P, T = 1 + MOST_SUB_IMAGES, MOST_TOKENS
     call = {"grids": [32, 32], "budgets": [budget], "alpha": 0.5, "crops": None}
-    (picture,) = plan(P, T, {**call, "policy": policy, "order": "raster"})
+    (picture,) = plan(P, T, {**call, "policy": policy, "order": "raster", "merge": 1})
     rows = min(budget, P * T)
     assert picture["output_rows"] == rows
+    if policy == "pooled":
+        return
     parts = rows if policy == "exact" else budget
     assert picture["full_budget"] == min(parts // 2, T)
     assert picture["full_budget"] + picture["rest"] == min(budget, P * T)
+
+
+@pytest.mark.parametrize("merge", [1, 2, 64])
+@pytest.mark.parametrize("policy", ["exact", "pooled"])
+def test_the_largest_picture_may_be_merged(policy: str, merge: int) -> None:
+    P, T, side = 1 + MOST_SUB_IMAGES, MOST_TOKENS, 32 * 1024 // merge
+    call = {"grids": [32, 32], "budgets": [2**62], "alpha": 0.5, "policy": policy}
+    call |= {"order": "full_last", "merge": merge}
+    for crop, tokens in ((None, side * side), ([1, side, 0, side - 1], (side - 1) ** 2)):
+        (picture,) = plan(P, T, {**call, "crops": crop})
+        assert picture["output_rows"] == T // merge**2 + tokens
+    with pytest.raises(ValueError, match=f"crops: expected 0 <= top <= bottom <= {side} "):
+        plan(P, T, {**call, "crops": [0, side + 1, 0, side]})
 
 
 @given(st.integers(1, 1024))
 def test_sides_are_exact_roots(side: int) -> None:
     # What a side is shows in the largest crop that is accepted.
     T, call = side * side, {"grids": [1, 1], "budgets": [2**62], "alpha": 0.0}
-    call |= {"policy": "exact", "order": "raster", "crops": [0, side, 0, side]}
+    call |= {"policy": "exact", "order": "raster", "crops": [0, side, 0, side], "merge": 1}
     assert plan(2, T, call)[0]["output_rows"] == 2 * T
     with pytest.raises(ValueError, match="crops: expected 0 <= top"):
         plan(2, T, {**call, "crops": [0, side + 1, 0, side]})
@@ -128,13 +146,27 @@ WILD = st.one_of(
             "crops": st.none() | st.lists(WILD, min_size=4, max_size=9),
             "policy": st.sampled_from([*arguments.POLICIES, *arguments.POLICIES, "", "Exact"]),
             "order": st.sampled_from([*arguments.ORDERS, *arguments.ORDERS, "'"]),
+            "merge": st.sampled_from([1, 1, 1, 2, 2, 3, 4, 64, 65, 0, -1, 2**62]),
         }
     ),
 )
 @example(
+    P=5,
+    T=16,
+    call={
+        "grids": [2, 2],
+        "budgets": [1],
+        "alpha": 0.5,
+        "crops": [0, 9, 0, 8],
+        "policy": "exact",
+        "order": "raster",
+        "merge": 1,
+    },
+)
+@example(
     P=5, T=16,
-    call={"grids": [2, 2], "budgets": [1], "alpha": 0.5, "crops": [0, 9, 0, 8],
-          "policy": "exact", "order": "raster"},
+    call={"grids": [2, 2], "budgets": [1], "alpha": 0.5, "crops": [0, 5, 0, 4],
+          "policy": "pooled", "order": "partition", "merge": 2},
 )  # fmt: skip
 def test_both_refuse_the_same_in_the_same_words(P: int, T: int, call: dict[str, Any]) -> None:
     attention = torch.empty(1, 1, 1).expand(P, 1, T)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from blocks import merged, scores_of_tokens
+from cls_attention_calls import SELECTION, composed_rows
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from memory import around, far, memory, needs_gib
@@ -24,7 +27,9 @@ from strategies import (
     seeded_call,
     select_calls,
     select_qk_calls,
+    several_queries,
     tensors,
+    tokens_of,
 )
 from targets import INTERPRETED, THREADS, in_charge, target
 from torch import Tensor
@@ -42,23 +47,23 @@ any_call = st.one_of(
 
 def pictures(call: Call) -> list[tuple[tuple[int, int], tuple[int, ...] | None, list[int]]]:
     """Grid, crop and capacities of each picture."""
-    grids, T = arguments.pairs(call["grids"]), call["features"].shape[1]
+    grids, M = arguments.pairs(call["grids"]), tokens_of(call)
     boxes = [None] * len(grids) if call["crops"] is None else arguments.quads(call["crops"])
     # Where T is no square nothing is cropped, and all sub-images are whole.
     room = [
-        geometry.capacities(grid, crop, math.isqrt(T)) if crop else [T] * (1 + grid[0] * grid[1])
+        geometry.capacities(grid, crop, math.isqrt(M)) if crop else [M] * (1 + grid[0] * grid[1])
         for grid, crop in zip(grids, boxes, strict=True)
     ]
     return [
-        (grid, crop, [T, *capacities[1:]])
+        (grid, crop, [M, *capacities[1:]])
         for grid, crop, capacities in zip(grids, boxes, room, strict=True)
     ]
 
 
 def rows_of_pictures(call: Call, indices: Tensor, counts: Tensor) -> list[tuple[list, list]]:
     """Each picture's rows of the output and its partitions' counts."""
-    T, integers = call["features"].shape[1], (call["grids"], call["budgets"])
-    owned = arguments.output_rows(*integers, T, call["crops"], call["policy"])
+    integers = (call["grids"], call["budgets"], tokens_of(call))
+    owned = arguments.output_rows(*integers, call["crops"], call["policy"])
     partitions = [1 + R * C for R, C in arguments.pairs(call["grids"])]
     rows, lengths = indices.split(owned), counts.split(partitions)
     return [(r.tolist(), c.tolist()) for r, c in zip(rows, lengths, strict=True)]
@@ -76,7 +81,7 @@ def test_budgets_add_up_and_fit(case: tuple[str, Call]) -> None:
         pictures(call), call["budgets"], rows, strict=True
     ):
         assert all(0 <= n <= capacity for n, capacity in zip(kept, room, strict=True))
-        if call["policy"] == "exact":
+        if call["policy"] != "published":
             assert sum(kept) == len(row) == min(budget, sum(room))
         else:
             assert sum(kept) <= len(row) == min(budget, len(room) * room[0])
@@ -87,22 +92,25 @@ def test_budgets_add_up_and_fit(case: tuple[str, Call]) -> None:
 @given(any_call)
 def test_rows_are_the_features_at_their_indices_in_reading_order(case: tuple[str, Call]) -> None:
     op, call = case
-    features, T = call["features"], call["features"].shape[1]
+    M = tokens_of(call)
     tokens, indices, counts = target(op, **call)
-    expected = bits(features).flatten(0, 1)[indices.clamp(min=0)].clone()
+    every = merged(bits(call["features"]), call["merge"]).flatten(0, 1)
+    expected = every[indices.clamp(min=0)].clone()
     expected[indices < 0] = 0
     assert torch.equal(bits(tokens), expected)
 
-    side, first = math.isqrt(T), 0
+    side, first = math.isqrt(M), 0
     rows = rows_of_pictures(call, indices, counts)
     for ((R, C), crop, _), (row, kept) in zip(pictures(call), rows, strict=True):
-        places = [divmod(index - first * T, T) for index in row[: sum(kept)]]
+        places = [divmod(index - first * M, M) for index in row[: sum(kept)]]
         assert [sum(i == p for i, _ in places) for p in range(1 + R * C)] == kept
         raster = [
             (1, (i - 1) // C * side + t // side, (i - 1) % C * side + t % side) if i else (0, 0, t)
             for i, t in places
         ]
         reading = raster if call["order"] == "raster" else places
+        if call["order"] == "full_last":
+            reading = [(i or 1 + R * C, t) for i, t in places]
         assert reading == sorted(set(reading))
         if crop and R:
             top, bottom, left, right = crop
@@ -111,19 +119,49 @@ def test_rows_are_the_features_at_their_indices_in_reading_order(case: tuple[str
 
 
 @given(any_call)
-def test_both_orders_keep_the_same_tokens(case: tuple[str, Call]) -> None:
+def test_all_orders_keep_the_same_tokens(case: tuple[str, Call]) -> None:
     op, call = case
     side = math.isqrt(call["features"].shape[1])
     assume(side * side == call["features"].shape[1])
     results = [target(op, **{**call, "order": order}) for order in arguments.ORDERS]
-    assert torch.equal(results[0][1].sort().values, results[1][1].sort().values)
-    assert torch.equal(results[0][2], results[1][2])
+    for _, indices, counts in results[1:]:
+        assert torch.equal(indices.sort().values, results[0][1].sort().values)
+        assert torch.equal(counts, results[0][2])
+
+
+@given(any_call)
+def test_merged_tokens_are_tokens_that_were_merged_beforehand(case: tuple[str, Call]) -> None:
+    # Float32 sums of one head, in the order of the contract, are scores as they are.
+    op, call = case
+    attention = {name: tensor for name, tensor in tensors(call).items() if name != "features"}
+    if op == "select_qk":
+        attention = composed_rows(target, call)
+    before = {
+        **{name: call[name] for name in SELECTION},
+        **{
+            name: scores_of_tokens(rows, call["merge"])[:, None] for name, rows in attention.items()
+        },
+        "features": merged(bits(call["features"]), call["merge"]).view(call["features"].dtype),
+        "merge": 1,
+    }
+    assert same(target("select", **before), target(op, **call))
+
+
+@given(any_call, st.sampled_from([math.nan, math.inf, 1e4]))
+def test_pooled_pictures_do_not_read_the_initial_layer(
+    case: tuple[str, Call], value: float
+) -> None:
+    op, call = case
+    call["policy"] = "pooled"
+    initial = [name for name in tensors(call) if name.endswith("init")]
+    unread = {name: torch.full_like(call[name], value) for name in initial}
+    assert same(target(op, **{**call, **unread, "alpha": 0.25}), target(op, **call))
 
 
 @given(any_call, st.data())
 def test_a_picture_does_not_know_its_batch(case: tuple[str, Call], data: st.DataObject) -> None:
     op, call = case
-    grids, T = arguments.pairs(call["grids"]), call["features"].shape[1]
+    grids, M = arguments.pairs(call["grids"]), tokens_of(call)
     assume(grids)
     b = data.draw(st.integers(0, len(grids) - 1))
     begin = sum(1 + R * C for R, C in grids[:b])
@@ -137,7 +175,7 @@ def test_a_picture_does_not_know_its_batch(case: tuple[str, Call], data: st.Data
     _, indices, counts = target(op, **call)
     row, kept = rows_of_pictures(call, indices, counts)[b]
     _, indices, counts = target(op, **alone)
-    assert [i + begin * T if i >= 0 else -1 for i in indices.tolist()] == row
+    assert [i + begin * M if i >= 0 else -1 for i in indices.tolist()] == row
     assert counts.tolist() == kept
 
 
@@ -145,12 +183,12 @@ def test_a_picture_does_not_know_its_batch(case: tuple[str, Call], data: st.Data
 def test_a_larger_budget_keeps_what_a_smaller_one_kept(
     case: tuple[str, Call], data: st.DataObject
 ) -> None:
-    # Of the sub-images this does not hold: largest remainders may take one away.
+    # Of sub-images with a share this does not hold: largest remainders may take one away.
     op, call = case
-    T = call["features"].shape[1]
+    M, pooled = tokens_of(call), call["policy"] == "pooled"
     # What `published` refuses depends on the budget.
-    assume(call["policy"] == "exact" or not any(call["grids"]))
-    more = [budget + data.draw(st.integers(0, T)) for budget in call["budgets"]]
+    assume(call["policy"] != "published" or not any(call["grids"]))
+    more = [budget + data.draw(st.integers(0, M)) for budget in call["budgets"]]
     P, first = call["features"].shape[0], 0
     full = torch.zeros(P, dtype=torch.bool)
     for R, C in arguments.pairs(call["grids"]):
@@ -159,7 +197,7 @@ def test_a_larger_budget_keeps_what_a_smaller_one_kept(
 
     def kept(budgets: list[int]) -> set[int]:
         _, indices, _ = target(op, **{**call, "budgets": budgets})
-        return set(indices[full[indices // T]].tolist()) if P else set()
+        return set(indices[pooled | full[indices // M]].tolist()) if P else set()
 
     assert kept(call["budgets"]) <= kept(more)
 
@@ -235,11 +273,11 @@ def test_inputs_are_left_as_they_were(case: tuple[str, Call]) -> None:
 @given(any_call)
 def test_outputs_are_as_large_as_said_and_nobody_elses(case: tuple[str, Call]) -> None:
     op, call = case
-    P, T, D = call["features"].shape
+    P, _, D = call["features"].shape
     outputs = target(op, **call)
-    integers = (call["grids"], call["budgets"], T, call["crops"], call["policy"])
-    K = sum(arguments.output_rows(*integers))
-    sizes, dtypes = [(K, D), (K,), (P,)], [call["features"].dtype, torch.int64, torch.int64]
+    integers = (call["grids"], call["budgets"], tokens_of(call), call["crops"], call["policy"])
+    K, width = sum(arguments.output_rows(*integers)), call["merge"] ** 2 * D
+    sizes, dtypes = [(K, width), (K,), (P,)], [call["features"].dtype, torch.int64, torch.int64]
     buffers = {tensor.untyped_storage().data_ptr() for tensor in tensors(call).values()}
     for output, size, dtype in zip(outputs, sizes, dtypes, strict=True):
         assert output.shape == size
@@ -252,12 +290,13 @@ def test_outputs_are_as_large_as_said_and_nobody_elses(case: tuple[str, Call]) -
 @given(batches())
 def test_the_number_of_rows_is_known_from_the_integers(batch: tuple[int, int, Call]) -> None:
     P, T, integers = batch
-    rows = arguments.output_rows(
-        *(integers[name] for name in ("grids", "budgets")), T, integers["crops"], integers["policy"]
-    )
     attention = torch.zeros(P, 1, T)
     call = {"features": torch.empty(P, T, 0), "attn_init": attention, "attn_final": attention}
-    assert target("select", **call, **integers)[1].shape == (sum(rows),)
+    call |= integers
+    rows = arguments.output_rows(
+        call["grids"], call["budgets"], tokens_of(call), call["crops"], call["policy"]
+    )
+    assert target("select", **call)[1].shape == (sum(rows),)
 
 
 # The same bits on every run.
@@ -267,9 +306,20 @@ LARGE = {"grids": ((2, 2), (0, 0), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("op", OPS)
-def test_repeats_and_thread_counts_give_the_same_bits(op: str, dtype: torch.dtype) -> None:
-    call = seeded_call(op, 9, dtype=dtype, **LARGE, order="raster", policy="exact")
+@pytest.mark.parametrize(
+    ("op", "rules"),
+    [
+        *((op, {}) for op in OPS),
+        ("select", {"policy": "pooled"}),
+        ("select_qk", {"policy": "pooled", "merge": 2}),
+        pytest.param("select_qk", {"Q": 37, "merge": 2}, marks=several_queries),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_repeats_and_thread_counts_give_the_same_bits(
+    op: str, rules: dict[str, Any], dtype: torch.dtype
+) -> None:
+    call = seeded_call(op, 9, dtype=dtype, **LARGE, **rules)
     if op == "select":  # many ties: whoever counts them in another order is found out
         call["attn_final"] = call["attn_final"].round()
     torch.set_num_threads(1)
@@ -296,25 +346,33 @@ def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
 # Offsets beyond 32 bits.
 
 
+STRIDED = [
+    *(("select", name, dim) for name in ("attn_init", "attn_final") for dim in range(3)),
+    *(("select_qk", f"query_{layer}", dim) for layer in ("init", "final") for dim in range(2)),
+    *(("select_qk", f"key_{layer}", dim) for layer in ("init", "final") for dim in range(3)),
+    *((op, "features", dim) for op in OPS for dim in range(2)),
+]
+STRIDED_QUERIES = [
+    pytest.param("select_qk", f"query_{layer}", dim, 3, marks=several_queries)
+    for layer in ("init", "final")
+    for dim in range(3)
+]
+
+
 @pytest.mark.parametrize(
-    ("op", "name", "dim"),
-    [
-        *(("select", name, dim) for name in ("attn_init", "attn_final") for dim in range(3)),
-        *(("select_qk", f"query_{layer}", dim) for layer in ("init", "final") for dim in range(2)),
-        *(("select_qk", f"key_{layer}", dim) for layer in ("init", "final") for dim in range(3)),
-        *((op, "features", dim) for op in OPS for dim in range(2)),
-    ],
+    ("op", "name", "dim", "Q"), [*((*case, None) for case in STRIDED), *STRIDED_QUERIES]
 )
-def test_strides_beyond_32_bits(op: str, name: str, dim: int) -> None:
+def test_strides_beyond_32_bits(op: str, name: str, dim: int, Q: int | None) -> None:
     needs_gib(12)
-    call = seeded_call(op, 10, dtype=torch.float16)
+    call = seeded_call(op, 10, Q=Q, dtype=torch.float16)
     call["features"] = call["features"].half()
     expected = target(op, **call)
     assert same(target(op, **{**call, name: far(call[name], dim)}), expected)
 
 
 @pytest.mark.whole_list
-def test_outputs_beyond_32_bits() -> None:
+@pytest.mark.parametrize("merge", [1, 2])
+def test_outputs_beyond_32_bits(merge: int) -> None:
     needs_gib(12)
     T, D = 4096, 2**18 + 2**10  # the last rows begin beyond 2^31 bytes
     # Row t is the buffer from element t on: 2 GiB of output from 1 MB of input.
@@ -325,11 +383,13 @@ def test_outputs_beyond_32_bits() -> None:
     try:
         tokens, indices, _ = target(
             "select", features=features, attn_init=attention, attn_final=attention,
-            grids=[0, 0], budgets=[T],
+            grids=[0, 0], budgets=[T], merge=merge,
         )  # fmt: skip
     finally:
         torch.use_deterministic_algorithms(True)
     assert tokens.numel() * tokens.element_size() > 2**31
-    assert torch.equal(indices, torch.arange(T))
-    for t in (0, 1, T // 2, T - 2, T - 1):
-        assert torch.equal(bits(tokens[t]), bits(features[0, t]))
+    M = T // merge**2
+    assert torch.equal(indices, torch.arange(M))
+    of_tokens = geometry.patches_of(indices, 64, merge)
+    for m in (0, 1, M // 2, M - 2, M - 1):
+        assert torch.equal(bits(tokens[m]), bits(features[0, of_tokens[m]].flatten()))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators as PyTorch sees them: opcheck, gradients, tangents, fakes, torch.compile.
+"""The operators as PyTorch sees them: opcheck, gradients, tangents, fakes.
 
 What they compute is the business of test_reference.py and test_parity.py, what the Python face
-takes of test_face.py.
+takes of test_face.py, and torch.compile and torch.export of test_compile.py.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import merged
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
 import hired_kernels as hired
 
 OPS = torch.ops.hired
-GRIDS = [(2, 2), (1, 2), (2, 1), (3, 1), (1, 3)]
 
 
 def attention_rows(P: int, H: int = 3, T: int = 16, seed: int = 0) -> Tensor:
@@ -48,25 +47,46 @@ def select_qk_arguments(**options: Any) -> tuple[Any, ...]:
     return (features(8, **options), query, key, query, key, [2, 2, 1, 2], [9, 21])
 
 
-CALLS = {"select": select_arguments, "select_qk": select_qk_arguments}
+def many_qk_arguments(**options: Any) -> tuple[Any, ...]:
+    """The same with as many judges as one likes, and not as many at both layers."""
+    values, init, key, final, *rest = select_qk_arguments(**options)
+    final = torch.stack([final, -final, final.flip(0)], 1)
+    return (values, init[:, None], key, final, *rest)
+
+
+CALLS = {
+    "select": select_arguments, "select_qk": select_qk_arguments, "select_qk-Q": many_qk_arguments
+}  # fmt: skip
+CROPS = [1, 8, 0, 7, 0, 4, 1, 6]
 FLAGS = [
-    {"policy": policy, "order": order, "crops": crops}
+    {"policy": policy, "order": order, "crops": crops, "merge": 1}
     for policy, order, crops in itertools.product(
-        ("exact", "published"), ("raster", "partition"), (None, [1, 8, 0, 7, 0, 4, 1, 6])
+        ("exact", "published"), ("raster", "partition"), (None, CROPS)
     )
+]
+FLAGS += [
+    {"policy": "exact", "order": "full_last", "crops": None, "merge": 4},
+    {"policy": "pooled", "order": "partition", "crops": CROPS, "merge": 1},
+    {"policy": "pooled", "order": "full_last", "crops": [1, 4, 0, 3, 0, 2, 1, 2], "merge": 2},
 ]
 
 
+def operator(name: str) -> Any:
+    return getattr(OPS, name.partition("-")[0])
+
+
 def flags_id(flags: dict[str, Any]) -> str:
-    return f"{flags['policy']}-{flags['order']}-{'whole' if flags['crops'] is None else 'cropped'}"
+    cropped = "whole" if flags["crops"] is None else "cropped"
+    return f"{flags['policy']}-{flags['order']}-{cropped}-{flags['merge']}"
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "grad"])
-@pytest.mark.parametrize("flags", [{}, FLAGS[-1]], ids=["defaults", flags_id(FLAGS[-1])])
+@pytest.mark.parametrize("flags", [{}, FLAGS[7], FLAGS[-1]],
+                         ids=["defaults", flags_id(FLAGS[7]), flags_id(FLAGS[-1])])  # fmt: skip
 @pytest.mark.parametrize("op", CALLS)
 def test_opcheck(op: str, flags: dict[str, Any], requires_grad: bool) -> None:
     arguments = CALLS[op](requires_grad=requires_grad)
-    results = torch.library.opcheck(getattr(OPS, op).default, arguments, flags)
+    results = torch.library.opcheck(operator(op).default, arguments, flags)
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4
 
@@ -78,7 +98,7 @@ def test_gradients(op: str, flags: dict[str, Any]) -> None:
     values = values[:, :, :2].clone().requires_grad_()
 
     def tokens(values: Tensor) -> Tensor:
-        return getattr(OPS, op)(values, *rest, **flags)[0]
+        return operator(op)(values, *rest, **flags)[0]
 
     assert torch.autograd.gradcheck(tokens, (values,))
     assert torch.autograd.gradgradcheck(tokens, (values,), fast_mode=True)
@@ -118,17 +138,27 @@ def test_grad_modes_agree(mode: Any) -> None:
             assert not result[0].requires_grad
 
 
-def tangent_of(values: Tensor, kept: hired.Selection) -> Tensor:
-    rows = values.reshape(-1, 8)[kept.indices.clamp(min=0)]
+def tangent_of(values: Tensor, kept: hired.Selection, merge: int) -> Tensor:
+    rows = merged(values, merge).flatten(0, 1)[kept.indices.clamp(min=0)]
     return rows.masked_fill((kept.indices < 0)[:, None], 0)
 
 
-@pytest.mark.parametrize("policy", ["exact", "published"])
-@pytest.mark.parametrize("op", CALLS)
-def test_tangent_is_that_of_the_kept_rows(op: str, policy: str) -> None:
+def test_gradient_of_merged_tokens_goes_back_to_their_patches() -> None:
+    values, *rest = select_arguments(requires_grad=True)
+    tokens, indices, _ = OPS.select(values, *rest, merge=2, policy="pooled")
+    weights = torch.arange(1.0, tokens.numel() + 1).view_as(tokens)
+    (gradient,) = torch.autograd.grad(tokens, values, weights)
+    expected = torch.zeros(32, 32)
+    expected[indices] = weights
+    assert torch.equal(merged(gradient, 2).flatten(0, 1), expected)
+
+
+@pytest.mark.parametrize(("policy", "merge"), [("exact", 1), ("published", 1), ("pooled", 2)])
+@pytest.mark.parametrize("op", ["select", "select_qk"])
+def test_tangent_is_that_of_the_kept_rows(op: str, policy: str, merge: int) -> None:
     values, *scores = (a for a in CALLS[op]() if isinstance(a, Tensor))
-    options = {"grids": [(2, 2), (1, 2)], "budget": 40, "policy": policy}
-    options["crops"] = [(1, 8, 0, 7), (0, 4, 1, 6)]
+    options = {"grids": [(2, 2), (1, 2)], "budget": 40 // merge**2, "policy": policy}
+    options |= {"crops": [(1, 8 // merge, 0, 3), (0, 2, 1, 3)], "merge": merge}
 
     keep = functools.partial(getattr(hired, op), **options)
     expected, direction = keep(values, *scores), torch.randn_like(values)
@@ -137,14 +167,14 @@ def test_tangent_is_that_of_the_kept_rows(op: str, policy: str) -> None:
         with forward_ad.dual_level():
             kept = keep(forward_ad.make_dual(inputs, direction), *scores)
             tokens, tangent = forward_ad.unpack_dual(kept.tokens)
-            assert torch.equal(tangent, tangent_of(direction, expected))
+            assert torch.equal(tangent, tangent_of(direction, expected, merge))
             assert all(map(torch.equal, (tokens, *kept[1:]), expected))
             assert tokens.requires_grad == inputs.requires_grad
             assert forward_ad.unpack_dual(keep(values, *scores).tokens).tangent is None
 
     tokens = lambda values: keep(values, *scores).tokens  # noqa: E731
     primal, tangent = torch.func.jvp(tokens, (values,), (direction,))
-    assert torch.equal(tangent, tangent_of(direction, expected))
+    assert torch.equal(tangent, tangent_of(direction, expected, merge))
     assert torch.equal(primal, expected.tokens)
 
 
@@ -162,20 +192,6 @@ def test_forward_over_reverse() -> None:
         torch.func.grad(loss)(values)
 
 
-def test_compiled_tangent() -> None:
-    values, init, final, *rest = select_arguments()
-    direction = torch.randn_like(values)
-
-    def tangent(values: Tensor, direction: Tensor) -> Tensor:
-        tokens = lambda values: face(values, init, final, *rest)[0]  # noqa: E731
-        return torch.func.jvp(tokens, (values,), (direction,))[1]
-
-    torch._dynamo.reset()
-    compiled = torch.compile(tangent, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(values, direction), tangent(values, direction))
-    assert compiled(values, direction).any()
-
-
 def face(values: Tensor, init: Tensor, final: Tensor, grids: list[int], budgets: list[int]) -> Any:
     pairs = [(grids[0], grids[1]), (grids[2], grids[3])]
     return hired.select(values, init, final, grids=pairs, budget=budgets)
@@ -185,88 +201,27 @@ def face(values: Tensor, init: Tensor, final: Tensor, grids: list[int], budgets:
 @pytest.mark.parametrize("op", CALLS)
 def test_fakes_know_every_shape(op: str, flags: dict[str, Any]) -> None:
     arguments = CALLS[op]()
-    real = getattr(OPS, op)(*arguments, **flags)
+    real = operator(op)(*arguments, **flags)
     meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
-    fake = getattr(OPS, op)(*meta, **flags)
+    fake = operator(op)(*meta, **flags)
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-
-
-# torch.compile ------------------------------------------------------------------------------------
-
-
-def sweep(function: Any, T: int = 16) -> None:
-    """Twenty budgets for each of five grids, against the function as it is."""
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    compiled = torch.compile(function, fullgraph=True, backend=counter)
-    for R, C in GRIDS:
-        P = 1 + R * C
-        arguments = (features(P, T), attention_rows(P, T=T), attention_rows(P, T=T, seed=R))
-        for budget in range(2, 82, 4):  # Dynamo makes constants of 0 and 1, as it does everywhere
-            crop = (2 + budget % 3, 4 * R, 0, 4 * C - budget % 3)
-            result = compiled(*arguments, R, C, budget, crop)
-            assert all(map(torch.equal, result, function(*arguments, R, C, budget, crop)))
-    assert counter.frame_count <= torch._dynamo.config.recompile_limit == 8
-
-
-@pytest.mark.parametrize("cropped", [False, True], ids=["whole", "cropped"])
-@pytest.mark.parametrize("policy", ["exact", "published"])
-def test_compile_operator(policy: str, cropped: bool) -> None:
-    def keep(
-        values: Tensor, init: Tensor, final: Tensor, R: int, C: int, budget: int, crop: Any
-    ) -> Any:
-        tokens, indices, counts = OPS.select(
-            values,
-            init,
-            final,
-            [R, C],
-            [budget],
-            crops=[*crop] if cropped else None,
-            order="partition",
-            policy=policy,
-        )
-        return tokens * 2, indices, counts
-
-    sweep(keep, T=36 if policy == "published" else 16)
-
-
-def test_compile_face() -> None:
-    def keep(
-        values: Tensor, init: Tensor, final: Tensor, R: int, C: int, budget: int, crop: Any
-    ) -> Any:
-        kept = hired.select(values, init, final, grids=[(R, C)], budget=budget, crops=[crop])
-        return kept.tokens + 1, kept.indices, kept.counts
-
-    sweep(keep)
-
-
-def test_compile_with_inductor_and_gradient() -> None:
-    arguments = select_qk_arguments(requires_grad=True)
-
-    def loss(values: Tensor, *rest: Any) -> Tensor:
-        tokens, indices, _ = OPS.select_qk(values, *rest)
-        return (tokens * indices[:, None]).sum()
-
-    torch._dynamo.reset()
-    expected = torch.autograd.grad(loss(*arguments), arguments[0])[0]
-    compiled = torch.compile(loss, fullgraph=True)
-    assert torch.equal(torch.autograd.grad(compiled(*arguments), arguments[0])[0], expected)
 
 
 # cls_attention ------------------------------------------------------------------------------------
 
 
-def queries_keys(requires_grad: bool = False) -> tuple[Tensor, Tensor]:
+def queries_keys(requires_grad: bool = False, Q: int | None = None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
-    sizes = ((4, 3, 8), (4, 40, 3, 8))
+    sizes = ((4, 3, 8) if Q is None else (4, Q, 3, 8), (4, 40, 3, 8))
     return tuple(torch.randn(*s, generator=generator, requires_grad=requires_grad) for s in sizes)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "grad"])
 @pytest.mark.parametrize("flags", [{}, {"scale": 0.3}], ids=["default", "scale"])
-def test_opcheck_of_cls_attention(flags: dict[str, Any], requires_grad: bool) -> None:
-    arguments = (*queries_keys(requires_grad), 39)
+@pytest.mark.parametrize("Q", [None, 5])
+def test_opcheck_of_cls_attention(Q: int | None, flags: Any, requires_grad: bool) -> None:
+    arguments = (*queries_keys(requires_grad, Q), 39)
     results = torch.library.opcheck(OPS.cls_attention.default, arguments, flags)
     assert set(results.values()) == {"SUCCESS"}
     assert len(results) == 4
@@ -295,36 +250,10 @@ def test_grad_modes_agree_on_attention(mode: Any) -> None:
 
 
 def test_the_fake_knows_the_shape_of_attention() -> None:
-    for rows in (4, 0):
-        query, key = (tensor[:rows] for tensor in queries_keys())
+    for rows, Q in itertools.product((4, 0), (None, 1, 6)):
+        query, key = (tensor[:rows] for tensor in queries_keys(Q=Q))
         real, fake = (
             OPS.cls_attention(query, key, 7),
             OPS.cls_attention(query.half().to("meta"), key.half().to("meta"), 7),
         )
         assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())
-
-
-@pytest.mark.parametrize("call", [OPS.cls_attention, hired.cls_attention], ids=["operator", "face"])
-def test_compile_attention_once_for_all_tokens(call: Any) -> None:
-    def rows(query: Tensor, key: Tensor, tokens: int) -> Tensor:
-        return call(query, key, tokens) * 2
-
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    compiled = torch.compile(rows, fullgraph=True, backend=counter)
-    query, key = queries_keys()
-    for tokens in range(2, 41):
-        assert torch.equal(compiled(query, key, tokens), rows(query, key, tokens))
-    assert counter.frame_count <= 2, "a constant first, any number after it"
-    with pytest.raises(Exception, match="tokens: expected 1 <= T <= N = 40"):
-        compiled(query, key, 41)
-
-
-def test_compile_attention_with_inductor() -> None:
-    def keep(values: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        rows = hired.cls_attention(query, key, 16)
-        return hired.select(values, rows, rows, grids=[(1, 2), (0, 0)], budget=9).tokens + 1
-
-    torch._dynamo.reset()
-    arguments = (features(4), *queries_keys())
-    assert torch.equal(torch.compile(keep, fullgraph=True)(*arguments), keep(*arguments))

@@ -24,6 +24,7 @@ from strategies import (
     seeded_qk_call,
     select_calls,
     select_qk_calls,
+    several_queries,
 )
 from targets import target
 
@@ -61,6 +62,16 @@ def test_select_of_llava_next_size(dtype, crops, policy, order) -> None:
     assert same(target("select", **call), reference("select", **call))
 
 
+@pytest.mark.parametrize("merge", [2, 3, 4, 6, 8, 12, 24])
+@pytest.mark.parametrize("policy", ["exact", "pooled"])
+def test_select_of_merged_tokens_of_llava_next_size(policy: str, merge: int) -> None:
+    side = 24 // merge
+    crops = [side // 3, 2 * side, 0, 2 * side, 0, side, 1, 2 * side - 1, 0, 3 * side, 0, side // 2]
+    rules = {"policy": policy, "crops": crops, "order": arguments.ORDERS[merge % 3], "share": 0.5}
+    call = seeded_call("select", merge, merge=merge, **LLAVA_NEXT, **rules)
+    assert same(target("select", **call), reference("select", **call))
+
+
 @pytest.mark.parametrize("part", range(8))
 def test_published_budgets_are_rounded_twice(part: int) -> None:
     # 55 patches are counted, w of them in the first half: where it shows how 55ths are rounded.
@@ -90,6 +101,35 @@ def test_select_qk_of_llava_next_size(dtype, policy) -> None:
     sizes = {**LLAVA_NEXT, "grids": ((2, 2), (1, 2))}
     call = seeded_qk_call(2, dtype=dtype, **sizes, policy=policy)
     assert same(target("select_qk", **call), reference("select_qk", **call))
+
+
+@pytest.mark.parametrize("Q", [None, pytest.param(5, marks=several_queries)])
+@pytest.mark.parametrize("policy", ["exact", "pooled"])
+def test_select_qk_of_internvl_size(policy: str, Q: int | None) -> None:
+    # Tiles of 448 pixels, 32 x 32 patches, 2 x 2 of them a token; the thumbnail comes last.
+    sizes = {"grids": ((1, 2),), "T": 1024, "H": 16, "D": 4, "Dh": 64, "share": 0.1}
+    rules = {"merge": 2, "order": "full_last", "policy": policy}
+    call = seeded_qk_call(9, Q=Q, dtype=torch.bfloat16, **sizes, **rules)
+    assert same(target("select_qk", **call), reference("select_qk", **call))
+
+
+@several_queries
+@pytest.mark.parametrize("Q", [1, 2, 3, 7, 8, 16, 17, 32, 33, 65, 144])
+@pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
+def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
+    call = seeded_qk_call(10, Q=Q, dtype=dtype, merge=1 + Q % 2)
+    assert same(target("select_qk", **call), reference("select_qk", **call))
+
+
+@several_queries
+def test_layers_may_differ_in_their_queries() -> None:
+    call = seeded_qk_call(11, Q=20)
+    for init, final in ((slice(0, 1), slice(None)), (slice(None, None, 4), 2), (0, slice(3, 5))):
+        queries = {"query_init": call["query_init"][:, init]}
+        queries |= {"query_final": call["query_final"][:, final]}
+        changed = {**call, **queries}
+        assert apart(changed)
+        assert same(target("select_qk", **changed), reference("select_qk", **changed))
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oracle against the published code's recorded selections, and rule by rule by hand.
 
-Hand-worked cases use side 2 or 4, so that every expected number can be checked on paper. What
-holds for every input is in test_reference_invariants.py.
+Hand-worked cases use side 2 or 4, so that every expected number can be checked on paper. Merged
+tokens, pooled pictures and means over queries are in test_reference_tokens.py, and what holds for
+every input is in test_reference_invariants.py.
 """
 
 from __future__ import annotations
@@ -255,11 +256,13 @@ FINAL = [[1.0, 4, 3, 2], [5.0, 1, 9, 5], [7.0, 0, 0, 0], [9.0, 9, 9, 9], [9.0, 9
         # 6 tokens: 3 to the full image; shares 1.5 and 1.5 of the rest.
         ("exact", "partition", None, [1, 2, 3, 4, 6, 8], [3, 2, 1, 0, 0]),
         ("exact", "raster", None, [1, 2, 3, 4, 8, 6], [3, 2, 1, 0, 0]),
+        ("exact", "full_last", None, [4, 6, 8, 1, 2, 3], [3, 2, 1, 0, 0]),
         # Only the upper row of patches is picture.
         ("exact", "raster", (0, 1, 0, 4), [1, 2, 3, 4, 5, 8], [3, 2, 1, 0, 0]),
         ("published", "partition", None, [1, 2, 3, 6, 8, -1], [3, 1, 1, 0, 0]),
         ("published", "raster", None, [1, 2, 3, 8, 6, -1], [3, 1, 1, 0, 0]),
         ("published", "raster", (0, 1, 0, 4), [1, 2, 3, 8, -1, -1], [3, 0, 1, 0, 0]),
+        ("published", "full_last", (0, 1, 0, 4), [8, 1, 2, 3, -1, -1], [3, 0, 1, 0, 0]),
     ],
 )
 @pytest.mark.parametrize("rows_init", ["P", "B"])
