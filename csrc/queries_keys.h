@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Queries of the CLS token and keys of a ViT layer, as plain pointers and strides in elements: what
+// Queries and keys of a ViT layer, as plain pointers and strides in elements: what
 // attention is computed from, for hired::select_qk and hired::cls_attention.
 #pragma once
 
@@ -9,10 +9,10 @@
 namespace hired {
 
 struct QueriesKeys {
-  const void* query;  // [rows, H, Dh]
+  const void* query;  // [rows, Q, H, Dh]
   const void* key;    // [rows, N, H, Dh]
-  int64_t rows;
-  int64_t query_stride_row, query_stride_h;
+  int64_t rows, Q;
+  int64_t query_stride_row, query_stride_q, query_stride_h;
   int64_t key_stride_row, key_stride_n, key_stride_h;
 };
 

@@ -14,7 +14,7 @@
 namespace hired {
 
 // Pictures of a launch within so many bytes of parameters, which are sent along with it.
-inline constexpr int kTinyBatch = 4;     // 0.6 KB
+inline constexpr int kTinyBatch = 4;     // 0.7 KB
 inline constexpr int kSmallBatch = 64;   // 4 KB
 inline constexpr int kLargeBatch = 512;  // 32 KB, which sm_70 and later have
 
@@ -39,7 +39,8 @@ struct Counters {
 
 struct DeviceWorkspace {
   Counters* counters;
-  float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer
+  float* probabilities;  // select_qk: [P, H, jobs, T] of the final, [B, H, jobs, T] of the initial
+                         // layer, one job a head where there is one query
   uint32_t* kept;        // [P, mask_words(T)], a bit a patch
   int32_t* budgets;      // [P]
 };

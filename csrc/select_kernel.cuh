@@ -4,7 +4,8 @@
 //
 // Grid: one block a job, four kinds of them, in this order:
 //   heads   (select_qk) one head of one score row: N dot products, softmax, T probabilities, which
-//           stand in the workspace as attention rows do in `select`
+//           stand in the workspace as attention rows do in `select`; of many queries a run of them,
+//           whose softmax rows are added up
 //   weigh   one picture: scores of its full image at the initial layer, budgets of its partitions
 //   choose  one partition: scores at the final layer, its top-k as a mask
 //   gather  some kept tokens of one partition: their rows of the output, and the copy
@@ -34,11 +35,23 @@
 #include "phases/place.h"
 #include "phases/region.h"
 #include "phases/score.h"
+#include "queries.cuh"
 #include "select.h"
 #include "select_cuda.h"
 
 namespace hired {
 inline namespace HIRED_ISA {
+
+// What scores come from.
+struct FromRows {  // select
+  static constexpr bool kKeys = false, kQueries = false;
+};
+struct FromOneQuery {  // select_qk, Q = 1 in both layers
+  static constexpr bool kKeys = true, kQueries = false;
+};
+struct FromQueries {  // select_qk, more in one of them at least
+  static constexpr bool kKeys = true, kQueries = true;
+};
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
 // whole call, as in Picture.
@@ -56,12 +69,13 @@ struct LaunchParams {
   int32_t first_picture, count;
   int32_t first_partition, partitions;  // of this launch
   int32_t init_jobs;                    // head jobs of the initial layer: none if nobody reads it
+  int32_t init_runs, final_runs;        // FromQueries: jobs of a head
   int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
   int32_t key_lanes_init, key_lanes_final;  // as attend() has them
   Picture pictures[kPictures];
 };
 
-static_assert(sizeof(LaunchParams<kTinyBatch>) <= 640);
+static_assert(sizeof(LaunchParams<kTinyBatch>) <= 704);
 static_assert(sizeof(LaunchParams<kSmallBatch>) <= 4096, "what sm_61 takes");
 static_assert(sizeof(LaunchParams<kLargeBatch>) <= 32764, "what sm_70 and later take");
 
@@ -88,13 +102,29 @@ __device__ __forceinline__ int32_t gather_jobs_before(const LaunchParams<kPictur
   return b * params.full_blocks + (partitions - b) * params.sub_blocks;
 }
 
-// Shared memory: attend()'s.
-template <class Scalar, int kPictures>
+// Partial rows of a layer in the workspace, those of the final layer first.
+template <int kPictures>
+__device__ __forceinline__ float* head_rows(const LaunchParams<kPictures>& params, bool init,
+                                            int64_t row) {
+  const int64_t before = init ? params.P * params.final_runs : 0;
+  return params.workspace.probabilities +
+         (before + row * (init ? params.init_runs : params.final_runs)) * params.H *
+             params.rules.tokens;
+}
+
+// Shared memory: attend()'s, or attend_queries()'s.
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
                                           PictureCounters* counters, char* shared,
                                           const BlockGroup& group) {
   const bool init = job < params.init_jobs;
   if (!init) job -= params.init_jobs;
+  [[maybe_unused]] int32_t run = 0, runs = 1;
+  if constexpr (Source::kQueries) {
+    runs = init ? params.init_runs : params.final_runs;
+    run = job % runs;
+    job /= runs;
+  }
   const int32_t row = job / params.H, h = job % params.H;
   const int32_t p = params.first_partition + row;  // final layer
   const int32_t b = init ? row : picture_of_partition(params, p);
@@ -105,11 +135,23 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
   const int64_t call_picture = params.first_picture + b;
   const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
   const int64_t index = init ? init_index : p;
-  const int64_t score_row = init ? params.P + picture.init_row : p;
-  attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
-                 init ? params.key_lanes_init : params.key_lanes_final, index, h,
-                 params.rules.tokens, reinterpret_cast<float*>(shared), group,
-                 params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
+  const DeviceHeads heads = {params.H, params.N, params.Dh, params.scale};
+  const int32_t key_lanes = init ? params.key_lanes_init : params.key_lanes_final;
+  const int32_t T = params.rules.tokens;
+  float* attention;
+  if constexpr (Source::kQueries) {
+    attention = head_rows(params, init, init ? picture.init_row : p) + (h * runs + run) * T;
+  } else {
+    const int64_t score_row = init ? params.P + picture.init_row : p;
+    attention = params.workspace.probabilities + (score_row * params.H + h) * T;
+  }
+  if (!Source::kQueries || layer.Q == 1) {
+    attend<Scalar>(heads, layer, key_lanes, index, h, T, reinterpret_cast<float*>(shared), group,
+                   attention);
+  } else {
+    attend_queries<Scalar>(heads, layer, key_lanes != 0, index, h, run, T, shared, /*more=*/false,
+                           1.0f, attention);
+  }
   PictureCounters& counted = counters[b];
   arrive(init                           ? &counted.heads_init
          : p == picture.first_partition ? &counted.heads_full
@@ -118,7 +160,7 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
 
 // keys [T] in shared memory of one score row, each thread its own, waiting for its heads if they
 // are being computed.
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params, int32_t b,
                                           bool init, int64_t p,
                                           [[maybe_unused]] PictureCounters* counters,
@@ -126,8 +168,9 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
   const int32_t H = params.H, T = params.rules.tokens;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;
-  if constexpr (kFromKeys) {
-    const auto heads = static_cast<uint32_t>(H);
+  if constexpr (Source::kKeys) {
+    auto heads = static_cast<uint32_t>(H);
+    if constexpr (Source::kQueries) heads *= init ? params.init_runs : params.final_runs;
     if (init) {
       wait_for(&counters[b].heads_init, heads, "heads_init", b);
     } else if (p == picture.first_partition) {
@@ -135,6 +178,13 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
     } else {
       const uint32_t all = heads * static_cast<uint32_t>(picture.sub_images());
       wait_for(&counters[b].heads_sub, all, "heads_sub", b);
+    }
+    if constexpr (Source::kQueries) {
+      const QueriesKeys& layer = init ? params.keys_init : params.keys_final;
+      score_queries(group, head_rows(params, init, init ? picture.init_row : p), H,
+                    init ? params.init_runs : params.final_runs, static_cast<float>(layer.Q), T,
+                    keys);
+      return;
     }
     const int64_t row = init ? params.P + picture.init_row : p;
     score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, keys);
@@ -149,7 +199,7 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
 
 // Shared memory: remainders, weights, capacities [R * C] and budgets [1 + R * C] at their largest,
 // ChooseScratch, mask [mask_words(T)], keys [T].
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params, int32_t b,
                                           PictureCounters* counters, char* shared,
                                           const BlockGroup& group) {
@@ -163,7 +213,7 @@ __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params,
   auto* mask = reinterpret_cast<uint32_t*>(budgets + kMaxSubImages + 1);
   uint32_t* keys = mask + mask_words(params.rules.tokens);
   if (picture.rest > 0) {
-    score_row<Scalar, kFromKeys>(params, b, /*init=*/true, 0, counters, group, keys);
+    score_row<Scalar, Source>(params, b, /*init=*/true, 0, counters, group, keys);
   }
   allocate(group, params.rules, picture, keys, choose_scratch,
            {weights, capacities, remainders, mask}, budgets);
@@ -174,7 +224,7 @@ __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params,
 }
 
 // Shared memory: ChooseScratch, keys [T].
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params, int32_t p,
                                            PictureCounters* counters, char* shared,
                                            const BlockGroup& group) {
@@ -185,7 +235,7 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
   const int32_t partition = p - picture.first_partition;
   auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
   auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
-  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
+  score_row<Scalar, Source>(params, b, /*init=*/false, p, counters, group, keys);
   if (rules.policy == Policy::kExact && partition > 0 && !is_whole(picture, side)) {
     exclude_padding(group, sub_image_box(picture, side, partition - 1), side, T, keys);
   }
@@ -291,8 +341,9 @@ __device__ __forceinline__ void turn(Counters* counters, uint32_t set, const Blo
 }
 
 // Every block: draw a ticket, do that job.
-template <class Scalar, bool kFromKeys, int kPictures>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+template <class Scalar, class Source, int kPictures>
+__global__ void
+__launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPerSm : kBlocksPerSm)
     select_kernel(const HIRED_GRID_CONSTANT LaunchParams<kPictures> params) {
   char* shared = shared_memory();
   auto* ticket = reinterpret_cast<uint32_t*>(shared);
@@ -310,13 +361,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 #endif
   if (job == static_cast<int32_t>(gridDim.x) - 1) turn(all, set, group);
   PictureCounters* counters = all->sets[set == 0 ? 0 : 1];
-  const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
+  int32_t heads = Source::kKeys ? params.init_jobs + params.partitions * params.H : 0;
+  if constexpr (Source::kQueries) {
+    heads = params.init_jobs + params.partitions * params.H * params.final_runs;
+  }
   if (job < heads) {
-    if constexpr (kFromKeys) heads_job<Scalar>(params, job, counters, shared, group);
+    if constexpr (Source::kKeys) heads_job<Scalar, Source>(params, job, counters, shared, group);
   } else if ((job -= heads) < params.count) {
-    weigh_job<Scalar, kFromKeys>(params, job, counters, shared, group);
+    weigh_job<Scalar, Source>(params, job, counters, shared, group);
   } else if ((job -= params.count) < params.partitions) {
-    choose_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+    choose_job<Scalar, Source>(params, params.first_partition + job, counters, shared, group);
   } else {
     gather_job(params, job - params.partitions, counters, shared, group);
   }

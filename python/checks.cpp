@@ -188,8 +188,12 @@ float scale_or_default(std::optional<double> scale, int64_t Dh) {
 }
 
 QueriesKeys queries_keys(const Tensor& query, const Tensor& key) {
-  return {query.const_data_ptr(), key.const_data_ptr(), query.size(0), query.stride(0),
-          query.stride(1),        key.stride(0),        key.stride(1), key.stride(2)};
+  const bool many = query.dim() == 4;  // (P, Q, H, Dh), else (P, H, Dh)
+  return {query.const_data_ptr(), key.const_data_ptr(),
+          query.size(0),          many ? query.size(1) : 1,
+          query.stride(0),        many ? query.stride(1) : 0,
+          query.stride(many + 1), key.stride(0),
+          key.stride(1),          key.stride(2)};
 }
 
 // Checks the integers and sets what the calls that select have in common.
@@ -247,8 +251,10 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   const Refusal refuse("select_qk");
   check_features(refuse, features);
   const int64_t P = features.size(0), T = features.size(1);
-  check_score_tensor(refuse, "query_final", query_final, "features", features, 3, "(P, H, Dh)");
-  const int64_t H = query_final.size(1), Dh = query_final.size(2);
+  check_score_tensor(refuse, "query_final", query_final, "features", features,
+                     query_final.dim() == 4 ? 4 : 3, "(P, H, Dh)");
+  const int64_t last = query_final.dim() - 1;
+  const int64_t H = query_final.size(last - 1), Dh = query_final.size(last);
   if (query_final.size(0) != P) {
     refuse("query_final", "shape " + shape_text({number(P), "H", "Dh"}), shape_text(query_final));
   }
@@ -259,7 +265,8 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
            shape_text(key_final));
   }
   if (N < T) refuse("key_final", "N >= T = " + number(T), "N = " + number(N));
-  check_score_tensor(refuse, "query_init", query_init, "features", features, 3, "(P, H, Dh)");
+  check_score_tensor(refuse, "query_init", query_init, "features", features,
+                     query_init.dim() == 4 ? 4 : 3, "(P, H, Dh)");
   check_score_tensor(refuse, "key_init", key_init, "features", features, 4, "(P, N, H, Dh)");
   check_same_dtype(refuse, "key_final", key_final, "query_final", query_final);
   check_same_dtype(refuse, "query_init", query_init, "query_final", query_final);
@@ -274,7 +281,10 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_scale(refuse, scale);
   begin_call(refuse, features, query_final.scalar_type(), H, integers, limits, plan, call);
   const auto B = static_cast<int64_t>(plan->pictures.size());
-  if (!has_shape(query_init, {P, H, Dh}) && !has_shape(query_init, {B, H, Dh})) {
+  if (query_init.dim() == 4 ? !has_shape(query_init, {P, -1, H, Dh}) &&
+                                  !has_shape(query_init, {B, -1, H, Dh})
+                            : !has_shape(query_init, {P, H, Dh}) &&
+                                  !has_shape(query_init, {B, H, Dh})) {
     refuse("query_init",
            "shape " + shape_text({number(P), number(H), number(Dh)}) + " or " +
                shape_text({number(B), number(H), number(Dh)}),
@@ -299,8 +309,10 @@ void check_cls_attention(const Tensor& query, const Tensor& key, int64_t tokens,
                          std::optional<double> scale, const Limits& limits,
                          ClsAttentionCall* call) {
   const Refusal refuse("cls_attention");
-  check_score_tensor(refuse, "query", query, "query", query, 3, "(P, H, Dh)");
-  const int64_t P = query.size(0), H = query.size(1), Dh = query.size(2);
+  check_score_tensor(refuse, "query", query, "query", query, query.dim() == 4 ? 4 : 3,
+                     "(P, H, Dh)");
+  const int64_t last = query.dim() - 1;
+  const int64_t P = query.size(0), H = query.size(last - 1), Dh = query.size(last);
   check_score_tensor(refuse, "key", key, "query", query, 4, "(P, N, H, Dh)");
   const int64_t N = key.size(1);
   if (!has_shape(key, {P, -1, H, Dh})) {
