@@ -25,7 +25,7 @@ Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
   params.attention = call.attention;
   const size_t shared =
       BlockGroup::kScratch * sizeof(uint32_t) +
-      (kQueries ? queries_bytes(heads.N, call.layer.Q, threads) : head_bytes(heads.N));
+      (kQueries ? queries_bytes(heads.N, threads) : head_bytes(heads.N));
   void* arguments[] = {&params};
   return cuda_status(
       cudaLaunchKernel(cls_attention_kernel<Scalar, kQueries>, dim3(static_cast<unsigned>(blocks)),

@@ -4,7 +4,7 @@
 //
 // Grid: P * H blocks; a block owns a head of a row and its T columns of the output. Blocks know
 // nothing of each other: no counters, no workspace. The arithmetic is that of the heads of
-// hired::select_qk: attend(), or attend_queries() for one job after the other, each of which adds
+// hired::select_qk: attend(), or attend_run() for one job after the other, each of which adds
 // to what the one before has left in the output.
 //
 // Bytes of one query: every key once, every element of the output once. Shared memory holds the
@@ -35,13 +35,10 @@ __global__ void __launch_bounds__(kThreads, kQueries ? kQueriesBlocksPerSm : kBl
   const auto h = static_cast<int32_t>(head % params.heads.H);
   float* attention = params.attention + head * params.T;
   if constexpr (kQueries) {
-    const int32_t jobs = split_queries(params.layer.Q).jobs;
-#pragma unroll 1
-    for (int32_t job = 0; job < jobs; ++job) {
-      attend_queries<Scalar>(params.heads, params.layer, params.key_lanes != 0, row, h, job,
-                             params.T, reinterpret_cast<char*>(logits), /*more=*/job > 0,
-                             job + 1 < jobs ? 1.0f : static_cast<float>(params.layer.Q), attention);
-    }
+    set_run<Scalar>(params.heads, params.layer, params.key_lanes != 0, row, h, /*first=*/0,
+                    kMaxJobs, params.T, reinterpret_cast<char*>(logits),
+                    static_cast<float>(params.layer.Q), attention);
+    attend_run<Scalar>(params.heads.N, reinterpret_cast<char*>(logits));
   } else {
     attend<Scalar>(params.heads, params.layer, params.key_lanes, row, h, params.T, logits, group,
                    attention);

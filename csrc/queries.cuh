@@ -28,14 +28,20 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-constexpr int kTile = 16;                       // queries whose logits a block holds at once
+constexpr int kMostTile = 16;                   // queries whose logits a block holds at once
 constexpr int kSliceBytes = 32;                 // of a key: a sector
 constexpr int kSlicePieces = kSliceBytes / 16;  // of 16 bytes
 constexpr int kFewKeys = 3, kManyKeys = 5;      // of a thread
-constexpr int kQueryStride = kTile + 4;         // of an element of all queries of a tile, in floats
-constexpr int kPiecePad = 64;                   // between pieces: stores of two hit all banks
+constexpr int kQueryStride = kMostTile + 4;     // of an element of all queries of a tile, in floats
 constexpr int kQueriesBlocksPerSm = 2;          // of a multiprocessor: 128 registers a thread
-constexpr int kMaxQueries = 1 << 13, kJobQueries = 64, kMaxJobs = 16;
+constexpr int kMaxQueries = 1 << 13, kJobQueries = 48, kMaxJobs = 16;
+constexpr int kMostOfJob =
+    (kMaxQueries + kMaxJobs * kJobQueries - 1) / (kMaxJobs * kJobQueries) * kJobQueries;
+
+// Of each of the two numbers of keys a thread. All 80 logits of 16 queries and 5 keys spill.
+template <int kKeys>
+inline constexpr int kTile = kKeys == kFewKeys ? 16 : 12;
+static_assert(kJobQueries % kTile<kFewKeys> == 0 && kJobQueries % kTile<kManyKeys> == 0);
 
 // How a head's Q queries are cut into jobs, all but the last of the same number of whole tiles.
 struct QuerySplit {
@@ -44,45 +50,33 @@ struct QuerySplit {
 
 HIRED_FN QuerySplit split_queries(int64_t Q) {
   const auto queries = static_cast<int32_t>(Q);
-  const int32_t most = (queries + kJobQueries - 1) / kJobQueries;
-  const int32_t jobs = most < kMaxJobs ? most : kMaxJobs;
-  const int32_t tiles = ((queries + jobs - 1) / jobs + kTile - 1) / kTile;
-  return {(queries + tiles * kTile - 1) / (tiles * kTile), tiles * kTile};
+  const int32_t each =
+      (queries + kMaxJobs * kJobQueries - 1) / (kMaxJobs * kJobQueries) * kJobQueries;
+  return {(queries + each - 1) / each, each};
 }
 
 HIRED_FN int32_t keys_of_thread(int32_t N, int32_t threads) {
   return N > kFewKeys * threads && N <= kManyKeys * threads ? kManyKeys : kFewKeys;
 }
 
-HIRED_FN int32_t piece_bytes(int32_t keys, int32_t threads) {
-  return keys * threads * 16 + kPiecePad;
-}
-
-// Shared memory of attend_queries(): slices of keys, two of queries, what warps tell each other,
-// twice, and maxima and sums of a job's queries where there is more than one chunk.
-inline int64_t queries_bytes(int64_t N, int64_t Q, int32_t threads) {
-  const int32_t keys = keys_of_thread(static_cast<int32_t>(N), threads);
-  const int64_t words = 2 * (kSliceBytes / 2) * kQueryStride + 2 * threads / kWarp * kTile +
-                        (N > keys * threads ? 2 * split_queries(Q).each : 0);
-  return kSlicePieces * int64_t{piece_bytes(keys, threads)} + words * sizeof(float);
-}
-
-// A run of queries and all keys of a head.
+// What a block has to do: all keys of a head, one or several jobs of its queries. It stands in
+// shared memory: a barrier makes the compiler forget it, so that the products have the registers.
 template <class Scalar>
-struct QueryRun {
-  const Scalar *queries, *keys;
+struct alignas(16) QueryRun {
+  const Scalar *queries, *keys;  // the first query of the present job
   int64_t stride_q, stride_n;
-  int32_t count, N, Dh;
-  float scale;
+  float* row;          // [T]
+  int32_t left, each;  // queries from the present job on, and of a job
+  int32_t tile;        // the first query of the present tile, of the job
+  int32_t N, Dh, T;
+  float scale, divisor;
   bool by_pieces;  // all keys begin at a multiple of 16 bytes
-};
+  bool more;       // there are jobs before, which stand in the row
 
-struct QuerySpace {
-  char* slice;                    // [kSlicePieces, piece_bytes], keys of the chunk
-  int32_t piece;                  // piece_bytes
-  float *queries, *last_queries;  // [elements of a slice, kQueryStride]: this slice's, the last's
-  float* folds;                   // [2, warps, kTile]
-  float *max, *sum;               // of a job's queries
+  __device__ __forceinline__ int32_t count() const { return left < each ? left : each; }
+  __device__ __forceinline__ void advance(int32_t queries) {  // after the last tile to the first
+    tile = tile + queries < count() ? tile + queries : 0;
+  }
 };
 
 template <class Scalar>
@@ -90,106 +84,155 @@ inline constexpr int kPieceOf = 16 / static_cast<int>(sizeof(Scalar));
 template <class Scalar>
 inline constexpr int kSliceOf = kSlicePieces * kPieceOf<Scalar>;
 
+// Shared memory of attend_run(). Its places are constants, whatever the block's size.
+template <class Scalar, int kKeys>
+struct QuerySpace {
+  QueryRun<Scalar> run;
+  struct alignas(16) Piece {
+    uint4 of_key[kKeys][kThreads];  // of the chunk: the keys of a thread have its place
+    char pad[64];                   // so that stores of two pieces of some keys hit all banks
+  } slice[kSlicePieces];
+  float queries[2][kSliceOf<Scalar>][kQueryStride];  // those read last may still be read
+  float folds[2][kThreads / kWarp][kMostTile];       // what warps tell each other
+  struct {
+    float max[kMostOfJob], sum[kMostOfJob];
+  } survey;  // of a job's queries; only there where there is more than one chunk
+};
+
+inline int64_t queries_bytes(int64_t N, int32_t threads) {
+  using Few = QuerySpace<Float16, kFewKeys>;
+  using Many = QuerySpace<Float16, kManyKeys>;
+  if (keys_of_thread(static_cast<int32_t>(N), threads) == kManyKeys) {
+    return sizeof(Many) - sizeof(Many::survey);
+  }
+  return sizeof(Few) - (N > kFewKeys * threads ? 0 : sizeof(Few::survey));
+}
+
+// The same number, of which the compiler knows nothing: what is made of it is made here, each time,
+// and not kept in registers from before the loop.
+__device__ __forceinline__ int here(int number) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
+}
+
 // Elements [d, d + kSliceOf) of the tile's queries, times the scale; zero beyond Dh.
-template <class Scalar>
-__device__ __forceinline__ void stage_queries(const QueryRun<Scalar>& run, int32_t tile, int32_t d,
-                                              float* queries) {
+template <int kTile, class Scalar>
+__device__ __forceinline__ void stage_queries(const QueryRun<Scalar>& run, int32_t d,
+                                              float (&queries)[kSliceOf<Scalar>][kQueryStride]) {
   constexpr int kSlice = kSliceOf<Scalar>;
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * kSlice;
+#pragma unroll 1
+  for (int i = here(static_cast<int>(threadIdx.x)); i < kTile * kSlice;
        i += static_cast<int>(blockDim.x)) {
-    const int32_t q = tile + i / kSlice, element = d + i % kSlice;
-    const Scalar* query = run.queries + (q < run.count ? q : run.count - 1) * run.stride_q;
-    queries[i % kSlice * kQueryStride + i / kSlice] =
+    const int32_t q = run.tile + i / kSlice, element = d + i % kSlice;
+    const Scalar* query = run.queries + (q < run.left ? q : run.left - 1) * run.stride_q;
+    queries[i % kSlice][i / kSlice] =
         element < run.Dh ? load_float(query + element) * run.scale : 0.0f;
   }
 }
 
 // The same elements of the chunk's keys, as they are in memory, and of the queries. Called by all
 // threads, some of which may still be reading the slice before.
-template <int kKeys, class Scalar>
-__device__ __forceinline__ void stage_pieces(const QueryRun<Scalar>& run, const QuerySpace& space,
-                                             int32_t chunk, int32_t tile, int32_t d) {
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void stage_pieces(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
+                                             int32_t d) {
+  const QueryRun<Scalar>& run = space.run;
   constexpr int kPiece = kPieceOf<Scalar>;
-  constexpr int kAll = kSlicePieces * kKeys;  // of a thread
-  constexpr int kInFlight = kKeys == kFewKeys ? kAll : kKeys;
-  const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  constexpr int kTogether = kKeys == kFewKeys ? kKeys : 2;  // keys in flight
+  const int rank = here(static_cast<int>(threadIdx.x)), threads = static_cast<int>(blockDim.x);
   const int piece = rank % kSlicePieces;
   const int32_t last = run.Dh - kPiece, wanted = d + piece * kPiece;
   const Scalar* keys = run.keys + (wanted < last ? wanted : last);
-  char* slice = space.slice + piece * space.piece;
+  // Lanes side by side have the pieces of a key, half a block all pieces of half as many keys.
+  const int32_t key = rank / kSlicePieces, half = threads / kSlicePieces;
+  auto& slots = space.slice[piece].of_key;
 #pragma unroll
-  for (int round = 0; round < kAll; round += kInFlight) {
-    uint4 held[kInFlight];
+  for (int round = 0; round < kKeys; round += kTogether) {
+    uint4 held[kTogether][kSlicePieces];
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) {
-      const int32_t n = chunk + ((round + j) * threads + rank) / kSlicePieces;
-      held[j] = fetch_piece(keys + (n < run.N ? n : run.N - 1) * run.stride_n);
+    for (int i = round; i < round + kTogether && i < kKeys; ++i) {
+#pragma unroll
+      for (int j = 0; j < kSlicePieces; ++j) {
+        const int32_t n = chunk + key + i * threads + j * half;
+        held[i - round][j] = fetch_piece(keys + (n < run.N ? n : run.N - 1) * run.stride_n);
+      }
     }
     if (round == 0) {
-      stage_queries(run, tile, d, space.queries);
+      stage_queries<kTile<kKeys>>(run, d, space.queries[d / kSliceOf<Scalar> % 2]);
       __syncthreads();
     }
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) {
-      const int key = ((round + j) * threads + rank) / kSlicePieces;
-      *reinterpret_cast<uint4*>(slice + key * 16) = held[j];
+    for (int i = round; i < round + kTogether && i < kKeys; ++i) {
+#pragma unroll
+      for (int j = 0; j < kSlicePieces; ++j) {
+        slots[i][key + j * half] = held[i - round][j];
+      }
     }
   }
   __syncthreads();
 }
 
 // The same whatever the alignment and width; zero beyond Dh.
-template <int kKeys, class Scalar>
-__device__ __forceinline__ void stage_elements(const QueryRun<Scalar>& run, const QuerySpace& space,
-                                               int32_t chunk, int32_t tile, int32_t d) {
-  constexpr int kSlice = kSliceOf<Scalar>, kPiece = kPieceOf<Scalar>, kInFlight = 8;
-  const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  stage_queries(run, tile, d, space.queries);
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void stage_elements(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
+                                               int32_t d) {
+  const QueryRun<Scalar>& run = space.run;
+  constexpr int kSlice = kSliceOf<Scalar>, kPiece = kPieceOf<Scalar>, kInFlight = 4;
+  const int rank = here(static_cast<int>(threadIdx.x)), threads = static_cast<int>(blockDim.x);
+  stage_queries<kTile<kKeys>>(run, d, space.queries[d / kSliceOf<Scalar> % 2]);
   __syncthreads();
+  // A round is the keys of so many threads.
+  const int32_t together = threads / kSlice * kInFlight;
 #pragma unroll 1
-  for (int i = rank; i < kKeys * kSlice * threads; i += kInFlight * threads) {
-    RawScore<Scalar> held[kInFlight];
+  for (int i = 0; i < kKeys; ++i) {
+#pragma unroll 1
+    for (int32_t base = rank / kSlice; base < threads; base += together) {
+      RawScore<Scalar> held[kInFlight];
+      const int32_t element = rank % kSlice, wanted = d + element;
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) {
-      const int at = i + j * threads;
-      const int32_t n = chunk + at / kSlice, element = d + at % kSlice;
-      held[j] = {fetch_bits(run.keys + (n < run.N ? n : run.N - 1) * run.stride_n +
-                            (element < run.Dh ? element : run.Dh - 1))};
-    }
+      for (int j = 0; j < kInFlight; ++j) {
+        const int32_t n = chunk + i * threads + base + j * (threads / kSlice);
+        held[j] = {fetch_bits(run.keys + (n < run.N ? n : run.N - 1) * run.stride_n +
+                              (wanted < run.Dh ? wanted : run.Dh - 1))};
+      }
 #pragma unroll
-    for (int j = 0; j < kInFlight; ++j) {
-      const int at = i + j * threads, element = at % kSlice;
-      char* key = space.slice + element / kPiece * space.piece + at / kSlice * 16;
-      if (d + element >= run.Dh) held[j] = {};
-      reinterpret_cast<RawScore<Scalar>*>(key)[element % kPiece] = held[j];
+      for (int j = 0; j < kInFlight; ++j) {
+        const int32_t key = base + j * (threads / kSlice);
+        uint4* slot = &space.slice[element / kPiece].of_key[i][key];
+        if (wanted >= run.Dh) held[j] = {};
+        reinterpret_cast<RawScore<Scalar>*>(slot)[element % kPiece] = held[j];
+      }
     }
   }
   __syncthreads();
 }
 
-// Adds to the logits of the first kActive keys of each thread what `pieces` of a slice make.
+// Adds to the logits of the first kActive keys of each thread what `pieces` of a slice make. A
+// piece is taken in halves, whose registers leave room for kManyKeys.
 template <int kActive, class Scalar, int kKeys>
-__device__ __forceinline__ void multiply(const QuerySpace& space, int pieces,
-                                         float (&logits)[kTile][kKeys]) {
-  constexpr int kPiece = kPieceOf<Scalar>;
-  const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+__device__ __forceinline__ void multiply(const QuerySpace<Scalar, kKeys>& space, int32_t d,
+                                         float (&logits)[kTile<kKeys>][kKeys]) {
+  constexpr int kHalf = kPieceOf<Scalar> / 2;
+  const int rank = here(static_cast<int>(threadIdx.x));
+  const auto& queries = space.queries[d / kSliceOf<Scalar> % 2];
+  const int32_t left = space.run.Dh - d;
 #pragma unroll 1
-  for (int piece = 0; piece < pieces; ++piece) {
-    const char* keys = space.slice + piece * space.piece + rank * 16;
-    const float* elements = space.queries + piece * kPiece * kQueryStride;
-    uint4 held[kActive];
+  for (int half = 0; half < 2 * kSlicePieces && half * kHalf < left; ++half) {
+    const auto& keys = space.slice[half / 2].of_key;
+    uint2 held[kActive];
 #pragma unroll
     for (int i = 0; i < kActive; ++i) {
-      held[i] = *reinterpret_cast<const uint4*>(keys + i * threads * 16);
+      held[i] = reinterpret_cast<const uint2*>(&keys[i][rank])[half % 2];
     }
 #pragma unroll
-    for (int k = 0; k < kPiece; ++k) {
+    for (int k = 0; k < kHalf; ++k) {
 #pragma unroll
-      for (int q = 0; q < kTile; q += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(elements + k * kQueryStride + q);
+      for (int q = 0; q < kTile<kKeys>; q += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(&queries[half * kHalf + k][q]);
 #pragma unroll
         for (int i = 0; i < kActive; ++i) {
-          const float key = piece_element<Scalar>(held[i], k);
+          const float key = piece_element<Scalar>(make_uint4(held[i].x, held[i].y, 0, 0), k);
           logits[q][i] += four.x * key;
           logits[q + 1][i] += four.y * key;
           logits[q + 2][i] += four.z * key;
@@ -202,10 +245,9 @@ __device__ __forceinline__ void multiply(const QuerySpace& space, int pieces,
 
 // The logits of a tile of queries and a chunk of keys; -inf past the last key.
 template <class Scalar, int kKeys>
-__device__ __forceinline__ void fill_tile(const QueryRun<Scalar>& run, QuerySpace& space,
-                                          int32_t chunk, int32_t tile,
-                                          float (&logits)[kTile][kKeys]) {
-  constexpr int kPiece = kPieceOf<Scalar>, kSlice = kSliceOf<Scalar>;
+__device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
+                                          float (&logits)[kTile<kKeys>][kKeys]) {
+  const QueryRun<Scalar>& run = space.run;
   const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 #pragma unroll
   for (auto& of_query : logits) {
@@ -215,29 +257,24 @@ __device__ __forceinline__ void fill_tile(const QueryRun<Scalar>& run, QuerySpac
   // Warps whose last keys are past N do without them.
   const bool all = chunk + (kKeys - 1) * threads + rank / kWarp * kWarp < run.N;
 #pragma unroll 1
-  for (int32_t d = 0; d < run.Dh; d += kSlice) {
+  for (int32_t d = 0; d < run.Dh; d += kSliceOf<Scalar>) {
     if (run.by_pieces) {
-      stage_pieces<kKeys>(run, space, chunk, tile, d);
+      stage_pieces(space, chunk, d);
     } else {
-      stage_elements<kKeys>(run, space, chunk, tile, d);
+      stage_elements(space, chunk, d);
     }
-    const int32_t left = (run.Dh - d + kPiece - 1) / kPiece;
-    const int pieces = left < kSlicePieces ? left : kSlicePieces;
     if (all) {
-      multiply<kKeys, Scalar>(space, pieces, logits);
+      multiply<kKeys>(space, d, logits);
     } else {
-      multiply<kKeys - 1, Scalar>(space, pieces, logits);
+      multiply<kKeys - 1>(space, d, logits);
     }
-    // Some threads may still be reading these when others write the next.
-    float* read = space.queries;
-    space.queries = space.last_queries;
-    space.last_queries = read;
   }
+  const int32_t left = run.N - chunk - here(rank);
 #pragma unroll
   for (int i = 0; i < kKeys; ++i) {
-    const bool past = chunk + i * threads + rank >= run.N;
+    const bool past = i * threads >= left;
 #pragma unroll
-    for (int q = 0; q < kTile; ++q) logits[q][i] = past ? -INFINITY : logits[q][i];
+    for (int q = 0; q < kTile<kKeys>; ++q) logits[q][i] = past ? -INFINITY : logits[q][i];
   }
 }
 
@@ -248,43 +285,49 @@ struct Plus {
   __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
 };
 
-// Folds what each thread has of kTile queries over the block: lane q has that of query q, and so
-// has lane kTile + q. Each round halves the queries of a lane as it halves the lanes of a query.
-template <class Fold>
-__device__ __forceinline__ float fold_block(float (&values)[kTile], const Fold& fold,
-                                            float* folds) {
-  static_assert(kTile * 2 == kWarp);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+// One value of each of 2 * kHalf queries in each lane becomes one of kHalf, until the lane of a pair
+// has what a sixteenth of the warp has of query lane / 2: half the queries with half the lanes.
+template <int kHalf, class Fold>
+__device__ __forceinline__ void fold_lanes(float (&values)[kMostTile], const Fold& fold) {
+  const bool upper = (here(static_cast<int>(threadIdx.x)) & (2 * kHalf)) != 0;
 #pragma unroll
-  for (int half = kTile / 2; half > 0; half /= 2) {
-    const bool upper = (lane & 2 * half) != 0;
-#pragma unroll
-    for (int q = 0; q < half; ++q) {
-      const float kept = upper ? values[q + half] : values[q];
-      const float given = upper ? values[q] : values[q + half];
-      values[q] = fold(kept, __shfl_xor_sync(kFullWarp, given, 2 * half));
-    }
+  for (int q = 0; q < kHalf; ++q) {
+    const float low = values[q], high = values[q + kHalf];
+    const float kept = upper ? high : low, given = upper ? low : high;
+    values[q] = fold(kept, __shfl_xor_sync(kFullWarp, given, 2 * kHalf));
   }
+  if constexpr (kHalf > 1) fold_lanes<kHalf / 2>(values, fold);
+}
+
+// What each thread has of kMostTile queries, folded over the block: lane q has that of query q, and so
+// has lane kMostTile + q.
+template <class Fold>
+__device__ __forceinline__ float fold_block(float (&values)[kMostTile], const Fold& fold,
+                                            float (&folds)[kThreads / kWarp][kMostTile]) {
+  static_assert(kMostTile * 2 == kWarp);
+  const int rank = here(static_cast<int>(threadIdx.x));
+  const int lane = rank % kWarp, warp = rank / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  fold_lanes<kMostTile / 2>(values, fold);
   const float of_warp = fold(values[0], __shfl_xor_sync(kFullWarp, values[0], 1));
-  if (lane % 2 == 0) folds[warp * kTile + lane / 2] = of_warp;
+  if (lane % 2 == 0) folds[warp][lane / 2] = of_warp;
   __syncthreads();
-  float of_block = folds[lane % kTile];
-  for (int i = 1; i < warps; ++i) of_block = fold(of_block, folds[i * kTile + lane % kTile]);
+  float of_block = folds[0][lane % kMostTile];
+#pragma unroll 1
+  for (int i = 1; i < warps; ++i) of_block = fold(of_block, folds[i][lane % kMostTile]);
   return of_block;
 }
 
 // The largest logit of each query, as fold_block() has it, NaN passed over: it shows in the sum.
 template <int kKeys>
-__device__ __forceinline__ float largest_of_tile(const float (&logits)[kTile][kKeys],
-                                                 float* folds) {
-  float largest[kTile];
+__device__ __forceinline__ float largest_of_tile(const float (&logits)[kTile<kKeys>][kKeys],
+                                                 float (&folds)[kThreads / kWarp][kMostTile]) {
+  float largest[kMostTile];
 #pragma unroll
-  for (int q = 0; q < kTile; ++q) {
+  for (int q = 0; q < kMostTile; ++q) {
     largest[q] = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < kKeys; ++i) largest[q] = Larger()(largest[q], logits[q][i]);
+    for (int i = 0; i < kKeys && q < kTile<kKeys>; ++i) largest[q] = Larger()(largest[q], logits[q][i]);
   }
   return fold_block(largest, Larger(), folds);
 }
@@ -292,11 +335,19 @@ __device__ __forceinline__ float largest_of_tile(const float (&logits)[kTile][kK
 // Makes e^(x - max) of the logits; `max` is as fold_block() has it. Where all logits are -inf,
 // every e^ is 0: a row of NaN if there are no others, once it is divided by its sum.
 template <int kKeys>
-__device__ __forceinline__ void exponentiate(float max, float (&logits)[kTile][kKeys]) {
+__device__ __forceinline__ void exponentiate(float max, float (&logits)[kTile<kKeys>][kKeys]) {
   const float base = max == -INFINITY ? 0.0f : max;
 #pragma unroll
-  for (int q = 0; q < kTile; ++q) {
-    const float of_query = __shfl_sync(kFullWarp, base, q);
+  for (int q = 0; q < kTile<kKeys>; ++q) {
+    float of_query = __shfl_sync(kFullWarp, base, q);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+    // sm_61's assembler fetches all of them beforehand, and spills: so each hangs on what was made
+    // of the last but one, by a zero that only we know.
+    if (q > 1) {
+      const uint32_t zero = __float_as_uint(logits[q - 2][0]) & threadIdx.y;
+      of_query = __uint_as_float(__float_as_uint(of_query) | zero);
+    }
+#endif
 #pragma unroll
     for (int i = 0; i < kKeys; ++i) {
       logits[q][i] = exp_nonpositive<float, uint32_t>(logits[q][i] - of_query);
@@ -305,126 +356,182 @@ __device__ __forceinline__ void exponentiate(float max, float (&logits)[kTile][k
 }
 
 template <int kKeys>
-__device__ __forceinline__ float sum_of_tile(const float (&exponentials)[kTile][kKeys],
-                                             float* folds) {
-  float sums[kTile];
+__device__ __forceinline__ float sum_of_tile(const float (&exponentials)[kTile<kKeys>][kKeys],
+                                             float (&folds)[kThreads / kWarp][kMostTile]) {
+  float sums[kMostTile];
 #pragma unroll
-  for (int q = 0; q < kTile; ++q) {
-    sums[q] = exponentials[q][0];
+  for (int q = 0; q < kMostTile; ++q) {
+    sums[q] = 0.0f;
 #pragma unroll
-    for (int i = 1; i < kKeys; ++i) sums[q] += exponentials[q][i];
+    for (int i = 0; i < kKeys && q < kTile<kKeys>; ++i) sums[q] += exponentials[q][i];
   }
   return fold_block(sums, Plus(), folds);
 }
 
 // One chunk more: brings the maximum and the sum of a query up to date. They are read by lanes that
 // have seen fold_block()'s barrier before the last, and written after it.
-template <int kKeys>
-__device__ __forceinline__ void survey_tile(const QuerySpace& space, int32_t chunk, int32_t tile,
-                                            float* sum_folds, float (&logits)[kTile][kKeys]) {
-  const int rank = static_cast<int>(threadIdx.x), q = tile + rank % kTile;
-  const float before = chunk == 0 ? -INFINITY : space.max[q];
-  const float max = Larger()(before, largest_of_tile(logits, space.folds));
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void survey_tile(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
+                                            float (&logits)[kTile<kKeys>][kKeys]) {
+  const int rank = static_cast<int>(threadIdx.x), q = space.run.tile + rank % kMostTile;
+  const float before = chunk == 0 ? -INFINITY : space.survey.max[q];
+  const float max = Larger()(before, largest_of_tile(logits, space.folds[0]));
   exponentiate(max, logits);
-  const float sum = sum_of_tile(logits, sum_folds);
-  if (rank >= kTile) return;
+  const float sum = sum_of_tile(logits, space.folds[1]);
+  if (rank >= kTile<kKeys>) return;
   const float base = max == -INFINITY ? 0.0f : max;
   const float shrunk =
-      chunk == 0 ? 0.0f : space.sum[q] * exp_nonpositive<float, uint32_t>(before - base);
-  space.max[q] = max;
-  space.sum[q] = shrunk + sum;
+      chunk == 0 ? 0.0f : space.survey.sum[q] * exp_nonpositive<float, uint32_t>(before - base);
+  space.survey.max[q] = max;
+  space.survey.sum[q] = shrunk + sum;
 }
 
-// The sum of the run's softmax rows, its last T columns, goes to row [T]: added to what stands
-// there (`more`), which the same threads wrote, and divided by `divisor`.
-template <int kKeys, class Scalar>
-__device__ __forceinline__ void add_rows(const QueryRun<Scalar>& run, QuerySpace& space, int32_t T,
-                                         bool more, float divisor, float* row) {
+// Adds a tile's softmax rows to the columns of each thread's keys.
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void add_tile(QuerySpace<Scalar, kKeys>& space, bool surveyed,
+                                         float (&logits)[kTile<kKeys>][kKeys],
+                                         float (&columns)[kKeys]) {
+  const QueryRun<Scalar>& run = space.run;
+  float sum;
+  if (surveyed) {
+    const int32_t q = run.tile + static_cast<int>(threadIdx.x) % kMostTile;
+    exponentiate(space.survey.max[q], logits);
+    sum = space.survey.sum[q];
+  } else {
+    exponentiate(largest_of_tile(logits, space.folds[0]), logits);
+    sum = sum_of_tile(logits, space.folds[1]);
+  }
+  const float share = 1.0f / sum;
+  const int32_t filled = run.count() - run.tile;
+  float of_tile[kKeys];
+#pragma unroll
+  for (float& column : of_tile) column = 0.0f;
+#pragma unroll
+  for (int q = 0; q < kTile<kKeys>; ++q) {
+    const float of_query = __shfl_sync(kFullWarp, share, q);
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      if (q < filled) of_tile[i] += logits[q][i] * of_query;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) columns[i] += of_tile[i];
+}
+
+// The sum of a job's softmax rows, its last T columns, goes to the row: added to what the same
+// threads have left there of the jobs before, and divided after the last.
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void add_job(QuerySpace<Scalar, kKeys>& space) {
+  QueryRun<Scalar>& run = space.run;
   const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  float* sum_folds = space.folds + threads / kWarp * kTile;
   const bool chunks = kKeys == kFewKeys && run.N > kKeys * threads;
+  const int32_t end = kKeys == kFewKeys ? run.N : 1;
 #pragma unroll 1
   for (int pass = chunks ? 0 : 1; pass < 2; ++pass) {
 #pragma unroll 1
-    for (int32_t chunk = 0; chunk < run.N; chunk += kKeys * threads) {
+    for (int32_t chunk = 0; chunk < end; chunk += kKeys * threads) {
       float columns[kKeys];
 #pragma unroll
       for (float& column : columns) column = 0.0f;
 #pragma unroll 1
-      for (int32_t tile = 0; tile < run.count; tile += kTile) {
-        float logits[kTile][kKeys];
-        fill_tile<Scalar>(run, space, chunk, tile, logits);
+      do {
+        float logits[kTile<kKeys>][kKeys];
+        fill_tile(space, chunk, logits);
         if (kKeys == kFewKeys && pass == 0) {
-          survey_tile(space, chunk, tile, sum_folds, logits);
-          continue;
-        }
-        float sum;
-        if (chunks) {
-          exponentiate(space.max[tile + rank % kTile], logits);
-          sum = space.sum[tile + rank % kTile];
+          survey_tile(space, chunk, logits);
         } else {
-          exponentiate(largest_of_tile(logits, space.folds), logits);
-          sum = sum_of_tile(logits, sum_folds);
+          add_tile(space, chunks, logits, columns);
         }
-        const float share = 1.0f / sum;
-        float of_tile[kKeys];
-#pragma unroll
-        for (float& column : of_tile) column = 0.0f;
-#pragma unroll
-        for (int q = 0; q < kTile; ++q) {
-          const float of_query = __shfl_sync(kFullWarp, share, q);
-#pragma unroll
-          for (int i = 0; i < kKeys; ++i) {
-            if (tile + q < run.count) of_tile[i] += logits[q][i] * of_query;
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kKeys; ++i) columns[i] += of_tile[i];
-      }
+        // Threads have done with the tile, and none has begun the next.
+        __syncthreads();
+        if (here(rank) == 0) run.advance(kTile<kKeys>);
+        __syncthreads();
+      } while (run.tile > 0);
       if (pass == 0) continue;
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
-        const int32_t n = chunk + i * threads + rank, t = n - (run.N - T);
-        if (n < run.N && t >= 0) row[t] = (more ? row[t] + columns[i] : columns[i]) / divisor;
+        const int32_t n = chunk + i * threads + here(rank), t = n - (run.N - run.T);
+        if (n >= run.N || t < 0) continue;
+        const float all = run.more ? run.row[t] + columns[i] : columns[i];
+        run.row[t] = run.left <= run.each ? all / run.divisor : all;
       }
     }
   }
 }
 
-// row [T]: the softmax rows of one job of head h of row `index`, added up, then divided; with
-// `more`, onto what the jobs before have left there. by_pieces: as key_lanes() allows it.
+template <class Scalar, int kKeys>
+__device__ __forceinline__ void add_jobs(QuerySpace<Scalar, kKeys>& space) {
+  QueryRun<Scalar>& run = space.run;
+#pragma unroll 1
+  for (;;) {
+    add_job(space);
+    if (run.left <= run.each) return;
+    __syncthreads();
+    if (here(static_cast<int>(threadIdx.x)) == 0) {
+      run.queries += run.each * run.stride_q;
+      run.left -= run.each;
+      run.more = true;
+    }
+    __syncthreads();
+  }
+}
+
+// `a` if so, else `b`, number by number: Pascal's compiler keeps parameters of which it has to choose
+// an address in local memory.
+__device__ __forceinline__ QueriesKeys one_of(bool so, const QueriesKeys& a, const QueriesKeys& b) {
+  const auto pick = [so](auto x, auto y) { return so ? x : y; };
+  return {pick(a.query, b.query),
+          pick(a.key, b.key),
+          pick(a.rows, b.rows),
+          pick(a.Q, b.Q),
+          pick(a.query_stride_row, b.query_stride_row),
+          pick(a.query_stride_q, b.query_stride_q),
+          pick(a.query_stride_h, b.query_stride_h),
+          pick(a.key_stride_row, b.key_stride_row),
+          pick(a.key_stride_n, b.key_stride_n),
+          pick(a.key_stride_h, b.key_stride_h)};
+}
+
+// What attend_run() is to do: row [T] will be, of head h of row `index`, the softmax rows of the
+// queries from job `first` on, so many jobs, added up and divided. by_pieces: as key_lanes() allows
+// it. By one thread.
 template <class Scalar>
-__device__ __forceinline__ void attend_queries(const DeviceHeads& heads, const QueriesKeys& layer,
-                                               bool by_pieces, int64_t index, int32_t h,
-                                               int32_t job, int32_t T, char* shared, bool more,
-                                               float divisor, float* row) {
-  const auto Q = static_cast<int32_t>(layer.Q);
-  const int32_t each = split_queries(Q).each, first = job * each;
-  const QueryRun<Scalar> run = {
-      static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
-          h * layer.query_stride_h + first * layer.query_stride_q,
-      static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row + h * layer.key_stride_h,
-      layer.query_stride_q,
-      layer.key_stride_n,
-      Q - first < each ? Q - first : each,
-      heads.N,
-      heads.Dh,
-      heads.scale,
-      by_pieces};
-  const int threads = static_cast<int>(blockDim.x);
-  const int32_t keys = keys_of_thread(heads.N, threads);
-  QuerySpace space;
-  space.slice = shared;
-  space.piece = piece_bytes(keys, threads);
-  space.queries = reinterpret_cast<float*>(shared + kSlicePieces * space.piece);
-  space.last_queries = space.queries + kSliceOf<Scalar> * kQueryStride;
-  space.folds = space.last_queries + kSliceOf<Scalar> * kQueryStride;
-  space.max = space.folds + 2 * threads / kWarp * kTile;
-  space.sum = space.max + each;
-  if (keys == kFewKeys) {
-    add_rows<kFewKeys>(run, space, T, more, divisor, row);
+__device__ __forceinline__ void set_run(const DeviceHeads& heads, const QueriesKeys& layer,
+                                        bool by_pieces, int64_t index, int32_t h, int32_t first,
+                                        int32_t jobs, int32_t T, char* shared, float divisor,
+                                        float* row) {
+  if (threadIdx.x == 0) {
+    const int32_t each = split_queries(layer.Q).each;
+    const auto left = static_cast<int32_t>(layer.Q) - first * each;
+    *reinterpret_cast<QueryRun<Scalar>*>(shared) = {
+        static_cast<const Scalar*>(layer.query) + index * layer.query_stride_row +
+            h * layer.query_stride_h + first * each * layer.query_stride_q,
+        static_cast<const Scalar*>(layer.key) + index * layer.key_stride_row +
+            h * layer.key_stride_h,
+        layer.query_stride_q,
+        layer.key_stride_n,
+        row,
+        left < jobs * each ? left : jobs * each,
+        each,
+        /*tile=*/0,
+        heads.N,
+        heads.Dh,
+        T,
+        heads.scale,
+        divisor,
+        by_pieces,
+        /*more=*/false};
+  }
+}
+
+// Shared memory: a QuerySpace, of which the run is set.
+template <class Scalar>
+__device__ __forceinline__ void attend_run(int32_t N, char* shared) {
+  __syncthreads();
+  if (keys_of_thread(N, static_cast<int>(blockDim.x)) == kFewKeys) {
+    add_jobs(*reinterpret_cast<QuerySpace<Scalar, kFewKeys>*>(shared));
   } else {
-    add_rows<kManyKeys>(run, space, T, more, divisor, row);
+    add_jobs(*reinterpret_cast<QuerySpace<Scalar, kManyKeys>*>(shared));
   }
 }
 
@@ -447,7 +554,7 @@ __device__ __forceinline__ void score_queries(const BlockGroup& group, const flo
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (first + i >= H * jobs) break;
+        if (first + i >= H * jobs) continue;
         const float of_job = __uint_as_float(ahead[i]);
         head = job == 0 ? of_job : head + of_job;
         if (++job == jobs) {

@@ -112,19 +112,13 @@ __device__ __forceinline__ float* head_rows(const LaunchParams<kPictures>& param
              params.rules.tokens;
 }
 
-// Shared memory: attend()'s, or attend_queries()'s.
-template <class Scalar, class Source, int kPictures>
+// Shared memory: attend()'s.
+template <class Scalar, int kPictures>
 __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
                                           PictureCounters* counters, char* shared,
                                           const BlockGroup& group) {
   const bool init = job < params.init_jobs;
   if (!init) job -= params.init_jobs;
-  [[maybe_unused]] int32_t run = 0, runs = 1;
-  if constexpr (Source::kQueries) {
-    runs = init ? params.init_runs : params.final_runs;
-    run = job % runs;
-    job /= runs;
-  }
   const int32_t row = job / params.H, h = job % params.H;
   const int32_t p = params.first_partition + row;  // final layer
   const int32_t b = init ? row : picture_of_partition(params, p);
@@ -135,27 +129,53 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
   const int64_t call_picture = params.first_picture + b;
   const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
   const int64_t index = init ? init_index : p;
-  const DeviceHeads heads = {params.H, params.N, params.Dh, params.scale};
-  const int32_t key_lanes = init ? params.key_lanes_init : params.key_lanes_final;
-  const int32_t T = params.rules.tokens;
-  float* attention;
-  if constexpr (Source::kQueries) {
-    attention = head_rows(params, init, init ? picture.init_row : p) + (h * runs + run) * T;
-  } else {
-    const int64_t score_row = init ? params.P + picture.init_row : p;
-    attention = params.workspace.probabilities + (score_row * params.H + h) * T;
-  }
-  if (!Source::kQueries || layer.Q == 1) {
-    attend<Scalar>(heads, layer, key_lanes, index, h, T, reinterpret_cast<float*>(shared), group,
-                   attention);
-  } else {
-    attend_queries<Scalar>(heads, layer, key_lanes != 0, index, h, run, T, shared, /*more=*/false,
-                           1.0f, attention);
-  }
+  const int64_t score_row = init ? params.P + picture.init_row : p;
+  attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
+                 init ? params.key_lanes_init : params.key_lanes_final, index, h,
+                 params.rules.tokens, reinterpret_cast<float*>(shared), group,
+                 params.workspace.probabilities + (score_row * params.H + h) * params.rules.tokens);
   PictureCounters& counted = counters[b];
   arrive(init                           ? &counted.heads_init
          : p == picture.first_partition ? &counted.heads_full
                                         : &counted.heads_sub);
+}
+
+// The same of a run of a head's queries, where there are many; jobs of a head follow each other.
+// Shared memory: attend()'s or attend_run()'s.
+template <class Scalar, int kPictures>
+__device__ __forceinline__ void queries_job(const LaunchParams<kPictures>& params, int32_t job,
+                                            PictureCounters* counters, char* shared,
+                                            const BlockGroup& group) {
+  const bool init = job < params.init_jobs;
+  if (!init) job -= params.init_jobs;
+  const int32_t runs = init ? params.init_runs : params.final_runs, T = params.rules.tokens;
+  const int32_t head = job / runs, row = head / params.H, h = head % params.H;
+  const int32_t p = params.first_partition + row;  // final layer
+  const int32_t b = init ? row : picture_of_partition(params, p);
+  const Picture& picture = params.pictures[b];
+  if (init && picture.rest == 0) return;  // nobody will ask
+
+  const QueriesKeys layer = one_of(init, params.keys_init, params.keys_final);
+  const int64_t call_picture = params.first_picture + b;
+  const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
+  const int64_t index = init ? init_index : p;
+  const DeviceHeads heads = {params.H, params.N, params.Dh, params.scale};
+  const int32_t key_lanes = init ? params.key_lanes_init : params.key_lanes_final;
+  float* sums = head_rows(params, init, init ? picture.init_row : p) +
+                int64_t{h * runs + job % runs} * T;
+  PictureCounters& counted = counters[b];
+  uint32_t* arrived = init                           ? &counted.heads_init
+                      : p == picture.first_partition ? &counted.heads_full
+                                                     : &counted.heads_sub;
+  if (layer.Q == 1) {
+    attend<Scalar>(heads, layer, key_lanes, index, h, T, reinterpret_cast<float*>(shared), group,
+                   sums);
+  } else {
+    set_run<Scalar>(heads, layer, key_lanes != 0, index, h, job % runs, /*jobs=*/1, T, shared, 1.0f,
+                    sums);
+    attend_run<Scalar>(params.N, shared);
+  }
+  arrive(arrived);
 }
 
 // keys [T] in shared memory of one score row, each thread its own, waiting for its heads if they
@@ -366,7 +386,11 @@ __launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPerSm : kBlocksPerS
     heads = params.init_jobs + params.partitions * params.H * params.final_runs;
   }
   if (job < heads) {
-    if constexpr (Source::kKeys) heads_job<Scalar, Source>(params, job, counters, shared, group);
+    if constexpr (Source::kQueries) {
+      queries_job<Scalar>(params, job, counters, shared, group);
+    } else if constexpr (Source::kKeys) {
+      heads_job<Scalar>(params, job, counters, shared, group);
+    }
   } else if ((job -= heads) < params.count) {
     weigh_job<Scalar, Source>(params, job, counters, shared, group);
   } else if ((job -= params.count) < params.partitions) {
