@@ -140,7 +140,7 @@ __device__ __forceinline__ void stage_pieces(QuerySpace<Scalar, kKeys>& space, i
   const QueryRun<Scalar>& run = space.run;
   constexpr int kPiece = kPieceOf<Scalar>;
   constexpr int kTogether = kKeys == kFewKeys ? kKeys : 2;  // keys in flight
-  const int rank = here(static_cast<int>(threadIdx.x)), threads = static_cast<int>(blockDim.x);
+  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
   const int piece = rank % kSlicePieces;
   const int32_t last = run.Dh - kPiece, wanted = d + piece * kPiece;
   const Scalar* keys = run.keys + (wanted < last ? wanted : last);
@@ -179,7 +179,7 @@ __device__ __forceinline__ void stage_elements(QuerySpace<Scalar, kKeys>& space,
                                                int32_t d) {
   const QueryRun<Scalar>& run = space.run;
   constexpr int kSlice = kSliceOf<Scalar>, kPiece = kPieceOf<Scalar>, kInFlight = 4;
-  const int rank = here(static_cast<int>(threadIdx.x)), threads = static_cast<int>(blockDim.x);
+  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
   stage_queries<kTile<kKeys>>(run, d, space.queries[d / kSliceOf<Scalar> % 2]);
   __syncthreads();
   // A round is the keys of so many threads.
@@ -248,7 +248,7 @@ template <class Scalar, int kKeys>
 __device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
                                           float (&logits)[kTile<kKeys>][kKeys]) {
   const QueryRun<Scalar>& run = space.run;
-  const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
 #pragma unroll
   for (auto& of_query : logits) {
 #pragma unroll
@@ -269,7 +269,7 @@ __device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int3
       multiply<kKeys - 1>(space, d, logits);
     }
   }
-  const int32_t left = run.N - chunk - here(rank);
+  const int32_t left = run.N - chunk - rank;
 #pragma unroll
   for (int i = 0; i < kKeys; ++i) {
     const bool past = i * threads >= left;
