@@ -146,6 +146,9 @@ __device__ __forceinline__ void stage_pieces(QuerySpace<Scalar, kKeys>& space, i
   const Scalar* keys = run.keys + (wanted < last ? wanted : last);
   // Lanes side by side have the pieces of a key, half a block all pieces of half as many keys.
   const int32_t key = rank / kSlicePieces, half = threads / kSlicePieces;
+  int32_t n = chunk + key;
+  int64_t next = n * run.stride_n;
+  const int64_t step = half * run.stride_n, end = (run.N - 1) * run.stride_n;
   auto& slots = space.slice[piece].of_key;
 #pragma unroll
   for (int round = 0; round < kKeys; round += kTogether) {
@@ -154,8 +157,9 @@ __device__ __forceinline__ void stage_pieces(QuerySpace<Scalar, kKeys>& space, i
     for (int i = round; i < round + kTogether && i < kKeys; ++i) {
 #pragma unroll
       for (int j = 0; j < kSlicePieces; ++j) {
-        const int32_t n = chunk + key + i * threads + j * half;
-        held[i - round][j] = fetch_piece(keys + (n < run.N ? n : run.N - 1) * run.stride_n);
+        held[i - round][j] = fetch_piece(keys + (n < run.N ? next : end));
+        next += step;
+        n += half;
       }
     }
     if (round == 0) {
