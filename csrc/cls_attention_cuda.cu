@@ -23,9 +23,8 @@ Status launch(const ClsAttentionCall& call, void* stream, int32_t threads) {
   params.key_lanes = key_lanes<Scalar>(call.layer, heads.Dh);
   params.T = static_cast<int32_t>(call.T);
   params.attention = call.attention;
-  const size_t shared =
-      BlockGroup::kScratch * sizeof(uint32_t) +
-      (kQueries ? queries_bytes(heads.N, threads) : head_bytes(heads.N));
+  const size_t shared = BlockGroup::kScratch * sizeof(uint32_t) +
+                        (kQueries ? queries_bytes(heads.N, threads) : head_bytes(heads.N));
   void* arguments[] = {&params};
   return cuda_status(
       cudaLaunchKernel(cls_attention_kernel<Scalar, kQueries>, dim3(static_cast<unsigned>(blocks)),

@@ -4,21 +4,27 @@
 // up, the last T columns. What hired::select_qk and hired::cls_attention average where Q > 1.
 //
 // A head's queries are cut into jobs, a block each in select_qk, so that one picture fills the
-// device. A job goes through its queries in tiles of kTile. The keys come through shared memory in
-// slices of 32 bytes: one sector of each key, whole and in neighbouring lanes. (A thread that reads
-// its own keys instead touches 32 cache lines with each load of its warp, as many as the cycles
-// that the products of that load take.) The logits of a tile never leave the registers: each thread
-// has all of them for kKeys keys, threads apart, so that a query's element, one broadcast for four
-// queries, is multiplied kKeys times, and an element of a key, widened once, kTile times. Maxima
-// and sums go over the block; e^(x - max) / sum is added to the sum of its column, in a register.
+// device. A job goes through its queries in tiles. The keys come through shared memory in slices of
+// 32 bytes a key: a whole sector, by two neighbouring lanes. (A thread that fetched its own keys
+// would touch 32 cache lines with each load of its warp, which may take as many cycles as the
+// products of that load: 16 queries times 8 elements at four warps a cycle.) The logits of a tile
+// never leave the registers: each thread has all of them for kKeys keys, threads apart, so that
+// four queries, one broadcast of 16 bytes, are multiplied kKeys times, and an element of a key,
+// widened once, as often as the tile has queries. Maxima and sums go over the block, and
+// e^(x - max) / sum is added to the sum of its column, in a register.
 //
-// Chunks: a block holds the logits of 3 or 5 keys a thread. With 256 threads, up to 1280 keys are
-// one chunk, and each product is taken once. More keys come in chunks of 768, twice: once for each
-// query's maximum and sum, brought up to date chunk after chunk, and once for the columns.
+// Up to 768 keys, with 256 threads, are three a thread, with 16 queries a tile; up to 1280 five,
+// with 12 (16 spill, and reload logits within the products). More come in chunks of 768 and in two
+// passes: one for each query's maximum and sum, brought up to date chunk after chunk, and one that
+// takes the products again and adds to the columns.
 //
 // Order of additions: a dot product in the order of d, whatever the alignment; a column tile after
 // tile, in each the queries in order; jobs in order; one division by Q. It hangs on Q, N and the
 // block's size, on no device: heights of tiles and sizes of jobs are the same on all of them.
+//
+// Of 298 instructions that make 240 products (sm_61, five keys; 289 on sm_90), 12 fetch queries, 5
+// fetch keys and 20 widen. e^x and what belongs to it are some 27 for each logit, a third of what
+// 64 products take. docs/design.md has the times that this makes.
 //
 // Bytes: every key once a tile, out of the L2 after the first tile.
 #pragma once
@@ -102,6 +108,8 @@ struct QuerySpace {
 inline int64_t queries_bytes(int64_t N, int32_t threads) {
   using Few = QuerySpace<Float16, kFewKeys>;
   using Many = QuerySpace<Float16, kManyKeys>;
+  static_assert(sizeof(Few) <= 47 << 10 && sizeof(Many) - sizeof(Many::survey) <= 47 << 10,
+                "with what else a block has, 48 KB");
   if (keys_of_thread(static_cast<int32_t>(N), threads) == kManyKeys) {
     return sizeof(Many) - sizeof(Many::survey);
   }
@@ -140,7 +148,8 @@ __device__ __forceinline__ void stage_pieces(QuerySpace<Scalar, kKeys>& space, i
   const QueryRun<Scalar>& run = space.run;
   constexpr int kPiece = kPieceOf<Scalar>;
   constexpr int kTogether = kKeys == kFewKeys ? kKeys : 2;  // keys in flight
-  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
+  const int rank = here(static_cast<int>(threadIdx.x)),
+            threads = here(static_cast<int>(blockDim.x));
   const int piece = rank % kSlicePieces;
   const int32_t last = run.Dh - kPiece, wanted = d + piece * kPiece;
   const Scalar* keys = run.keys + (wanted < last ? wanted : last);
@@ -183,7 +192,8 @@ __device__ __forceinline__ void stage_elements(QuerySpace<Scalar, kKeys>& space,
                                                int32_t d) {
   const QueryRun<Scalar>& run = space.run;
   constexpr int kSlice = kSliceOf<Scalar>, kPiece = kPieceOf<Scalar>, kInFlight = 4;
-  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
+  const int rank = here(static_cast<int>(threadIdx.x)),
+            threads = here(static_cast<int>(blockDim.x));
   stage_queries<kTile<kKeys>>(run, d, space.queries[d / kSliceOf<Scalar> % 2]);
   __syncthreads();
   // A round is the keys of so many threads.
@@ -252,7 +262,8 @@ template <class Scalar, int kKeys>
 __device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int32_t chunk,
                                           float (&logits)[kTile<kKeys>][kKeys]) {
   const QueryRun<Scalar>& run = space.run;
-  const int rank = here(static_cast<int>(threadIdx.x)), threads = here(static_cast<int>(blockDim.x));
+  const int rank = here(static_cast<int>(threadIdx.x)),
+            threads = here(static_cast<int>(blockDim.x));
 #pragma unroll
   for (auto& of_query : logits) {
 #pragma unroll
@@ -289,8 +300,9 @@ struct Plus {
   __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
 };
 
-// One value of each of 2 * kHalf queries in each lane becomes one of kHalf, until the lane of a pair
-// has what a sixteenth of the warp has of query lane / 2: half the queries with half the lanes.
+// One value of each of 2 * kHalf queries in each lane becomes one of kHalf, until the lane of a
+// pair has what a sixteenth of the warp has of query lane / 2: half the queries with half the
+// lanes.
 template <int kHalf, class Fold>
 __device__ __forceinline__ void fold_lanes(float (&values)[kMostTile], const Fold& fold) {
   const bool upper = (here(static_cast<int>(threadIdx.x)) & (2 * kHalf)) != 0;
@@ -303,8 +315,8 @@ __device__ __forceinline__ void fold_lanes(float (&values)[kMostTile], const Fol
   if constexpr (kHalf > 1) fold_lanes<kHalf / 2>(values, fold);
 }
 
-// What each thread has of kMostTile queries, folded over the block: lane q has that of query q, and so
-// has lane kMostTile + q.
+// What each thread has of kMostTile queries, folded over the block: lane q has that of query q, and
+// so has lane kMostTile + q.
 template <class Fold>
 __device__ __forceinline__ float fold_block(float (&values)[kMostTile], const Fold& fold,
                                             float (&folds)[kThreads / kWarp][kMostTile]) {
@@ -331,7 +343,8 @@ __device__ __forceinline__ float largest_of_tile(const float (&logits)[kTile<kKe
   for (int q = 0; q < kMostTile; ++q) {
     largest[q] = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < kKeys && q < kTile<kKeys>; ++i) largest[q] = Larger()(largest[q], logits[q][i]);
+    for (int i = 0; i < kKeys && q < kTile<kKeys>; ++i)
+      largest[q] = Larger()(largest[q], logits[q][i]);
   }
   return fold_block(largest, Larger(), folds);
 }
@@ -480,8 +493,8 @@ __device__ __forceinline__ void add_jobs(QuerySpace<Scalar, kKeys>& space) {
   }
 }
 
-// `a` if so, else `b`, number by number: Pascal's compiler keeps parameters of which it has to choose
-// an address in local memory.
+// `a` if so, else `b`, number by number: Pascal's compiler keeps parameters of which it has to
+// choose an address in local memory.
 __device__ __forceinline__ QueriesKeys one_of(bool so, const QueriesKeys& a, const QueriesKeys& b) {
   const auto pick = [so](auto x, auto y) { return so ? x : y; };
   return {pick(a.query, b.query),

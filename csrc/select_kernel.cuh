@@ -161,8 +161,8 @@ __device__ __forceinline__ void queries_job(const LaunchParams<kPictures>& param
   const int64_t index = init ? init_index : p;
   const DeviceHeads heads = {params.H, params.N, params.Dh, params.scale};
   const int32_t key_lanes = init ? params.key_lanes_init : params.key_lanes_final;
-  float* sums = head_rows(params, init, init ? picture.init_row : p) +
-                int64_t{h * runs + job % runs} * T;
+  float* sums =
+      head_rows(params, init, init ? picture.init_row : p) + int64_t{h * runs + job % runs} * T;
   PictureCounters& counted = counters[b];
   uint32_t* arrived = init                           ? &counted.heads_init
                       : p == picture.first_partition ? &counted.heads_full
@@ -362,8 +362,7 @@ __device__ __forceinline__ void turn(Counters* counters, uint32_t set, const Blo
 
 // Every block: draw a ticket, do that job.
 template <class Scalar, class Source, int kPictures>
-__global__ void
-__launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPerSm : kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPerSm : kBlocksPerSm)
     select_kernel(const HIRED_GRID_CONSTANT LaunchParams<kPictures> params) {
   char* shared = shared_memory();
   auto* ticket = reinterpret_cast<uint32_t*>(shared);

@@ -40,8 +40,7 @@ inline int64_t heads_bytes(const SelectCall&, int32_t) {
 inline int64_t heads_bytes(const SelectQkCall& call, int32_t threads) {
   int64_t most = 0;
   for (const QueriesKeys* layer : {&call.init, &call.final}) {
-    most = std::max(most, layer->Q == 1 ? head_bytes(call.N)
-                                        : queries_bytes(call.N, threads));
+    most = std::max(most, layer->Q == 1 ? head_bytes(call.N) : queries_bytes(call.N, threads));
   }
   return most;
 }

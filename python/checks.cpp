@@ -281,10 +281,9 @@ void check_select_qk(const Tensor& features, const Tensor& query_init, const Ten
   check_scale(refuse, scale);
   begin_call(refuse, features, query_final.scalar_type(), H, integers, limits, plan, call);
   const auto B = static_cast<int64_t>(plan->pictures.size());
-  if (query_init.dim() == 4 ? !has_shape(query_init, {P, -1, H, Dh}) &&
-                                  !has_shape(query_init, {B, -1, H, Dh})
-                            : !has_shape(query_init, {P, H, Dh}) &&
-                                  !has_shape(query_init, {B, H, Dh})) {
+  if (query_init.dim() == 4
+          ? !has_shape(query_init, {P, -1, H, Dh}) && !has_shape(query_init, {B, -1, H, Dh})
+          : !has_shape(query_init, {P, H, Dh}) && !has_shape(query_init, {B, H, Dh})) {
     refuse("query_init",
            "shape " + shape_text({number(P), number(H), number(Dh)}) + " or " +
                shape_text({number(B), number(H), number(Dh)}),

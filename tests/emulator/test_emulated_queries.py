@@ -113,7 +113,9 @@ def test_any_stride_and_offset(dtype: torch.dtype) -> None:
     aligned = attention(call)
     assert close(aligned, expected, ERROR)
     for offset in (call["key"].element_size(), 8, 16):
-        layout = Layout((1, 0, 2, 3), (1, 0, 2, 0), (1, 2, 1, 1), (0, 1, 0, 3), (False,) * 4, offset)
+        layout = Layout(
+            (1, 0, 2, 3), (1, 0, 2, 0), (1, 2, 1, 1), (0, 1, 0, 3), (False,) * 4, offset
+        )
         moved = {**call, **{name: embed(call[name], layout) for name in ("query", "key")}}
         # The order of additions does not hang on how keys are read.
         assert same((attention(moved),), (aligned,))
@@ -196,5 +198,7 @@ def test_jobs_in_any_order() -> None:
     call = select_call(5, Q=(97, 145), N=40)
     expected = composed(call, emulated)
     for seed in range(20):
-        schedule(seed, 1 + seed % 5, 32, lock_step=seed % 2 == 0, capability=6, streams=1 + seed % 3)
+        schedule(
+            seed, 1 + seed % 5, 32, lock_step=seed % 2 == 0, capability=6, streams=1 + seed % 3
+        )
         assert same(emulated("select_qk", **call), expected), f"seed {seed}"
