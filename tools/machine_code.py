@@ -39,7 +39,7 @@ HOT_SOURCES = ("select_cuda",)
 # What makes a path: the outermost function that ends so, or else the kernel; then the functions of
 # these files, and those that wait for other blocks or are waited for.
 JOB = "_job"
-PHASES = ("phases/", "heads.cuh", "queries.cuh")
+PHASES = ("phases/", "heads.cuh", "queries.cuh", "query_tile.cuh")
 HAND_OVERS = ("wait_for", "arrive")
 # The hot phases: kernel, then functions that enclose each other, with or without others between.
 HOT_ARCHS = (61, 80, 90, 100)
@@ -183,8 +183,8 @@ the block; invalidations of the first-level cache; loads and atomics of shared m
 what stands in the code, not what a thread runs: a loop once, each copy that unrolling made of it,
 every branch, so that a copy has its four widths of access. Read it for how many waits there are to
 so many loads, and for what grows from one version to the next. Scores and selection are those of
-the job `choose`, or where it says so of `weigh`; a head is all of `attend`, its dot products are those
-by 16 bytes, and a run of queries is all of `attend_run`, both of its tiles. All phases of all
+the job `choose`, or where it says so of `weigh`; a head is all of `attend`, its dot products are
+those by 16 bytes, and a run of queries is all of `attend_run`, both of its tiles. All phases of all
 kernels are printed by `make kernel-report`, and tests/build/test_machine_code.py holds those here.
 
 """
