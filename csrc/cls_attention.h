@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A call of hired::cls_attention, checked: what every launcher takes. For each of H heads of P rows
-// the softmax of query . key * scale over all N keys, its last T columns.
+// the softmax of query . key * scale over all N keys, its last T columns, the mean of Q queries.
 #pragma once
 
 #include <cstdint>

@@ -88,8 +88,8 @@ HIRED_FN float combined(Lanes lanes, const Combine& combine) {
   }
 }
 
-// x [kCount] becomes e^x for x <= 0 within 1 ulp or so, denormal results included; NaN for NaN. The steps
-// of kCount chains stand side by side: one chain after the other fills the scheduler with
+// x [kCount] becomes e^x for x <= 0 within 1 ulp or so, denormal results included; NaN for NaN. The
+// steps of kCount chains stand side by side: one chain after the other fills the scheduler with
 // instructions that wait.
 template <int kCount>
 HIRED_FN void exponentials(Lanes (&x)[kCount]) {

@@ -23,8 +23,8 @@ struct Rules {
   Policy policy;
   Order order;
 
-  HIRED_FN int32_t block() const { return merge * merge; }         // patches of a token
-  HIRED_FN int32_t patches() const { return tokens * block(); }    // T
+  HIRED_FN int32_t block() const { return merge * merge; }       // patches of a token
+  HIRED_FN int32_t patches() const { return tokens * block(); }  // T
 };
 
 struct Picture {

@@ -49,7 +49,8 @@ Status check_word(const char* argument, const std::string& word,
                   const char* const (&names)[kCount]) {
   if (place_of(word, names) < kCount) return Status::Ok();
   std::string expected = names[0];
-  for (size_t i = 1; i < kCount; ++i) expected += (i + 1 < kCount ? ", " : " or ") + std::string(names[i]);
+  for (size_t i = 1; i < kCount; ++i)
+    expected += (i + 1 < kCount ? ", " : " or ") + std::string(names[i]);
   return Status::Refused(argument, expected, quoted(word));
 }
 

@@ -25,8 +25,8 @@ struct Limits {
   int64_t head_width;  // Dh
 };
 
-inline constexpr Limits kCpuLimits = {
-    "cpu", 1 << 24, 1 << 20, 1 << 10, 1 << 21, 1 << 21, 1 << 12, 1 << 20};
+inline constexpr Limits kCpuLimits = {"cpu",   1 << 24, 1 << 20, 1 << 10,
+                                      1 << 21, 1 << 21, 1 << 12, 1 << 20};
 
 struct Integers {
   const std::vector<int64_t>& grids;    // R, C of each picture

@@ -30,7 +30,8 @@ constexpr int64_t kCacheLine = 64;
 
 // A score row: P of the final layer, then one for each picture of the initial layer.
 struct Row {
-  bool needed;  // the initial layer is read only where sub-images have tokens to share: not `pooled`
+  bool
+      needed;  // the initial layer is read only where sub-images have tokens to share: not `pooled`
   bool init;
   int64_t index;  // into the tensor of its layer
 };
@@ -118,7 +119,8 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     uint32_t* keys = w.pooled + int64_t{first} * T;
     for (int32_t i = 0; i < partitions; ++i) {
       uint32_t* of_partition = keys + int64_t{i} * T;
-      std::memcpy(of_partition, w.keys + (first + i) * w.key_stride, static_cast<size_t>(T) * sizeof(uint32_t));
+      std::memcpy(of_partition, w.keys + (first + i) * w.key_stride,
+                  static_cast<size_t>(T) * sizeof(uint32_t));
       exclude_padding(group, rules, picture, i, of_partition);
     }
     const Survey surveyed = survey(group, keys, partitions * T, &choose_scratch);
@@ -186,8 +188,8 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
   const auto patch = [&](int64_t piece) -> const char* {
     const int64_t index = call.output.indices[piece / block];
     if (index < 0) return nullptr;
-    const int32_t t = patch_of(rules, static_cast<int32_t>(index % T),
-                               static_cast<int32_t>(piece % block));
+    const int32_t t =
+        patch_of(rules, static_cast<int32_t>(index % T), static_cast<int32_t>(piece % block));
     return patch_at(static_cast<const char*>(features.data), features.stride_p_bytes,
                     features.stride_t_bytes, index / T, t);
   };

@@ -11,12 +11,12 @@
 namespace hired {
 
 struct Workspace {
-  int64_t key_stride;   // T, padded to whole vectors: scores of patches become keys of tokens
-  uint32_t* keys;       // [P + B, key_stride] ordered keys: final layer, then initial layer
-  HeadSpace heads;      // of P + B rows, select_qk only
-  uint32_t* kept;       // [P, mask_words(T)] kept patches of each partition, a bit each
-  uint32_t* pooled;     // [P, M] keys of the final layer, under `pooled`
-  uint32_t* cut_keys;   // [B] and where each picture's are cut
+  int64_t key_stride;  // T, padded to whole vectors: scores of patches become keys of tokens
+  uint32_t* keys;      // [P + B, key_stride] ordered keys: final layer, then initial layer
+  HeadSpace heads;     // of P + B rows, select_qk only
+  uint32_t* kept;      // [P, mask_words(T)] kept patches of each partition, a bit each
+  uint32_t* pooled;    // [P, M] keys of the final layer, under `pooled`
+  uint32_t* cut_keys;  // [B] and where each picture's are cut
   int32_t* cut_lasts;
   int32_t* budgets;     // [P]
   int32_t* picture_of;  // [P]

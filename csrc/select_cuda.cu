@@ -17,28 +17,37 @@ constexpr Arena::Where kWhere = Arena::Where::kHost;
 constexpr Arena::Where kWhere = Arena::Where::kDevice;
 #endif
 
-DeviceWorkspace carve(const Call& call, bool from_keys, Arena* arena) {
+// Rows of heads: one of each job.
+int64_t head_rows_of(const SelectCall&) {
+  return 0;
+}
+int64_t head_rows_of(const SelectQkCall& call) {
+  return call.H * (call.P * split_queries(call.final.Q).jobs +
+                   call.plan->init_rows * split_queries(call.init.Q).jobs);
+}
+
+DeviceWorkspace carve(const Call& call, int64_t head_rows, Arena* arena) {
   const Rules& rules = call.plan->rules;
   const int64_t P = call.P;
-  const int64_t score_rows = from_keys ? P + call.plan->init_rows : 0;
   DeviceWorkspace workspace{};
-  workspace.probabilities = arena->take<float>(score_rows * call.H * rules.patches());
+  workspace.probabilities = arena->take<float>(head_rows * rules.patches());
   workspace.keys = arena->take<uint32_t>(rules.policy == Policy::kPooled ? P * rules.tokens : 0);
   workspace.kept = arena->take<uint32_t>(P * mask_words(rules.tokens));
   workspace.budgets = arena->take<int32_t>(P);
   return workspace;
 }
 
-size_t bytes_of(const Call& call, bool from_keys) {
+template <class SomeCall>
+size_t bytes_of(const SomeCall& call) {
   Arena arena(nullptr, kWhere);
-  carve(call, from_keys, &arena);
+  carve(call, head_rows_of(call), &arena);
   return arena.bytes();
 }
 
 template <class SomeCall>
-Status launch_any(const SomeCall& call, bool from_keys, const CudaPlace& place) {
+Status launch_any(const SomeCall& call, const CudaPlace& place) {
   Arena arena(place.workspace, kWhere);
-  DeviceWorkspace workspace = carve(call, from_keys, &arena);
+  DeviceWorkspace workspace = carve(call, head_rows_of(call), &arena);
   workspace.counters = place.counters;
   if (Status status = set_device(place.device); !status.ok()) return status;
   const size_t pictures = call.plan->pictures.size();
@@ -85,19 +94,19 @@ Status name_of(int device, void* stream, StreamName* name) {
 }  // namespace
 
 size_t cuda_workspace_bytes(const SelectCall& call) {
-  return bytes_of(call, false);
+  return bytes_of(call);
 }
 
 size_t cuda_workspace_bytes(const SelectQkCall& call) {
-  return bytes_of(call, true);
+  return bytes_of(call);
 }
 
 Status launch_select_cuda(const SelectCall& call, const CudaPlace& place) {
-  return launch_any(call, false, place);
+  return launch_any(call, place);
 }
 
 Status launch_select_qk_cuda(const SelectQkCall& call, const CudaPlace& place) {
-  return launch_any(call, true, place);
+  return launch_any(call, place);
 }
 
 Status load_select_kernels(const char* argument, int device) {

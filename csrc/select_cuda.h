@@ -40,7 +40,8 @@ struct Counters {
 
 struct DeviceWorkspace {
   Counters* counters;
-  float* probabilities;  // [P + B, H, T], select_qk only: final layer, then initial layer
+  float* probabilities;  // select_qk: [P, H, jobs, T] of the final, [B, H, jobs, T] of the initial
+                         // layer, one job a head where there is one query
   uint32_t* keys;        // [P, M], `pooled` only
   uint32_t* kept;        // [P, mask_words(M)], a bit a token
   int32_t* budgets;      // [P]

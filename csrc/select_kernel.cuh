@@ -4,7 +4,8 @@
 //
 // Grid: one block a job, four kinds of them, in this order:
 //   heads   (select_qk) one head of one score row: N dot products, softmax, T probabilities, which
-//           stand in the workspace as attention rows do in `select`
+//           stand in the workspace as attention rows do in `select`; of many queries a run of them,
+//           whose softmax rows are added up
 //   weigh   one picture: scores of its full image at the initial layer, budgets of its partitions
 //           (under `pooled` one partition: its scores at the final layer)
 //   choose  one partition: scores at the final layer, its top-k as a mask (under `pooled` what it
@@ -37,11 +38,23 @@
 #include "phases/place.h"
 #include "phases/region.h"
 #include "phases/score.h"
+#include "queries.cuh"
 #include "select.h"
 #include "select_cuda.h"
 
 namespace hired {
 inline namespace HIRED_ISA {
+
+// What scores come from.
+struct FromRows {  // select
+  static constexpr bool kKeys = false, kQueries = false;
+};
+struct FromOneQuery {  // select_qk, Q = 1 in both layers
+  static constexpr bool kKeys = true, kQueries = false;
+};
+struct FromQueries {  // select_qk, more in one of them at least
+  static constexpr bool kKeys = true, kQueries = true;
+};
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
 // whole call, as in Picture.
@@ -60,6 +73,7 @@ struct LaunchParams {
   int32_t first_partition, partitions;  // of this launch
   int32_t init_jobs;                    // head jobs of the initial layer: none if nobody reads it
   int32_t weigh_jobs;                   // `count` of them, or `partitions` under `pooled`
+  int32_t init_runs, final_runs;        // FromQueries: jobs of a head
   int32_t full_blocks, sub_blocks;      // gather jobs of a full image, of a sub-image
   int32_t key_lanes_init, key_lanes_final;  // as attend() has them
   Picture pictures[kPictures];
@@ -92,6 +106,16 @@ __device__ __forceinline__ int32_t gather_jobs_before(const LaunchParams<kPictur
   return b * params.full_blocks + (partitions - b) * params.sub_blocks;
 }
 
+// Partial rows of a layer in the workspace, those of the final layer first.
+template <int kPictures>
+__device__ __forceinline__ float* head_rows(const LaunchParams<kPictures>& params, bool init,
+                                            int64_t row) {
+  const int64_t before = init ? params.P * params.final_runs : 0;
+  return params.workspace.probabilities +
+         (before + row * (init ? params.init_runs : params.final_runs)) * params.H *
+             params.rules.patches();
+}
+
 // Shared memory: attend()'s.
 template <class Scalar, int kPictures>
 __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params, int32_t job,
@@ -112,8 +136,8 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
   const int64_t score_row = init ? params.P + picture.init_row : p;
   const int32_t T = params.rules.patches();
   attend<Scalar>({params.H, params.N, params.Dh, params.scale}, layer,
-                 init ? params.key_lanes_init : params.key_lanes_final, index, h,
-                 T, reinterpret_cast<float*>(shared), group,
+                 init ? params.key_lanes_init : params.key_lanes_final, index, h, T,
+                 reinterpret_cast<float*>(shared), group,
                  params.workspace.probabilities + (score_row * params.H + h) * T);
   PictureCounters& counted = counters[b];
   arrive(init                           ? &counted.heads_init
@@ -121,9 +145,47 @@ __device__ __forceinline__ void heads_job(const LaunchParams<kPictures>& params,
                                         : &counted.heads_sub);
 }
 
+// The same of a run of a head's queries, where there are many; jobs of a head follow each other.
+// Shared memory: attend()'s or attend_run()'s.
+template <class Scalar, int kPictures>
+__device__ __forceinline__ void queries_job(const LaunchParams<kPictures>& params, int32_t job,
+                                            PictureCounters* counters, char* shared,
+                                            const BlockGroup& group) {
+  const bool init = job < params.init_jobs;
+  if (!init) job -= params.init_jobs;
+  const int32_t runs = init ? params.init_runs : params.final_runs, T = params.rules.patches();
+  const int32_t head = job / runs, row = head / params.H, h = head % params.H;
+  const int32_t p = params.first_partition + row;  // final layer
+  const int32_t b = init ? row : picture_of_partition(params, p);
+  const Picture& picture = params.pictures[b];
+  if (init && picture.rest == 0) return;  // nobody will ask
+
+  const QueriesKeys layer = one_of(init, params.keys_init, params.keys_final);
+  const int64_t call_picture = params.first_picture + b;
+  const int64_t init_index = layer.rows == params.P ? picture.first_partition : call_picture;
+  const int64_t index = init ? init_index : p;
+  const DeviceHeads heads = {params.H, params.N, params.Dh, params.scale};
+  const int32_t key_lanes = init ? params.key_lanes_init : params.key_lanes_final;
+  float* sums =
+      head_rows(params, init, init ? picture.init_row : p) + int64_t{h * runs + job % runs} * T;
+  PictureCounters& counted = counters[b];
+  uint32_t* arrived = init                           ? &counted.heads_init
+                      : p == picture.first_partition ? &counted.heads_full
+                                                     : &counted.heads_sub;
+  if (layer.Q == 1) {
+    attend<Scalar>(heads, layer, key_lanes, index, h, T, reinterpret_cast<float*>(shared), group,
+                   sums);
+  } else {
+    set_run<Scalar>(heads, layer, key_lanes != 0, index, h, job % runs, /*jobs=*/1, T, shared, 1.0f,
+                    sums);
+    attend_run<Scalar>(params.N, shared);
+  }
+  arrive(arrived);
+}
+
 // keys [M] in shared memory of one score row, each thread its own, waiting for its heads if they
 // are being computed. Where patches are merged, their scores [T] come to stand behind the keys.
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params, int32_t b,
                                           bool init, int64_t p,
                                           [[maybe_unused]] PictureCounters* counters,
@@ -133,8 +195,9 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
   uint32_t* scores = merged ? keys + params.rules.tokens : keys;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;
-  if constexpr (kFromKeys) {
-    const auto heads = static_cast<uint32_t>(H);
+  if constexpr (Source::kKeys) {
+    auto heads = static_cast<uint32_t>(H);
+    if constexpr (Source::kQueries) heads *= init ? params.init_runs : params.final_runs;
     if (init) {
       wait_for(&counters[b].heads_init, heads, "heads_init", b);
     } else if (p == picture.first_partition) {
@@ -143,8 +206,16 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
       const uint32_t all = heads * static_cast<uint32_t>(picture.sub_images());
       wait_for(&counters[b].heads_sub, all, "heads_sub", b);
     }
-    const int64_t row = init ? params.P + picture.init_row : p;
-    score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, merged, scores);
+    if constexpr (Source::kQueries) {
+      const QueriesKeys& layer = init ? params.keys_init : params.keys_final;
+      score_queries(group, head_rows(params, init, init ? picture.init_row : p), H,
+                    init ? params.init_runs : params.final_runs, static_cast<float>(layer.Q), T,
+                    merged, scores);
+    } else {
+      const int64_t row = init ? params.P + picture.init_row : p;
+      score_attention(group, params.workspace.probabilities + row * H * T, T, 1, H, T, merged,
+                      scores);
+    }
   } else {
     const Attention& layer = init ? params.attention_init : params.attention_final;
     const int64_t init_row = layer.rows == params.P ? picture.first_partition : call_picture;
@@ -160,7 +231,7 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
 
 // Shared memory: remainders, weights, capacities [R * C] and budgets [1 + R * C] at their largest,
 // ChooseScratch, mask [mask_words(M)], keys of score_row().
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params, int32_t b,
                                           PictureCounters* counters, char* shared,
                                           const BlockGroup& group) {
@@ -174,7 +245,7 @@ __device__ __forceinline__ void weigh_job(const LaunchParams<kPictures>& params,
   auto* mask = reinterpret_cast<uint32_t*>(budgets + kMaxSubImages + 1);
   uint32_t* keys = mask + mask_words(params.rules.tokens);
   if (picture.rest > 0) {
-    score_row<Scalar, kFromKeys>(params, b, /*init=*/true, 0, counters, group, keys);
+    score_row<Scalar, Source>(params, b, /*init=*/true, 0, counters, group, keys);
   }
   allocate(group, params.rules, picture, keys, choose_scratch,
            {weights, capacities, remainders, mask}, budgets);
@@ -198,7 +269,7 @@ __device__ __forceinline__ void keep(const LaunchParams<kPictures>& params, int3
 }
 
 // Shared memory: ChooseScratch, keys of score_row().
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params, int32_t p,
                                            PictureCounters* counters, char* shared,
                                            const BlockGroup& group) {
@@ -209,7 +280,7 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
   const int32_t partition = p - picture.first_partition;
   auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
   auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
-  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
+  score_row<Scalar, Source>(params, b, /*init=*/false, p, counters, group, keys);
   if (rules.policy == Policy::kExact) exclude_padding(group, rules, picture, partition, keys);
   const Survey surveyed = survey(group, keys, T, choose_scratch);
   int32_t budget = picture.full_budget;
@@ -222,14 +293,14 @@ __device__ __forceinline__ void choose_job(const LaunchParams<kPictures>& params
 }
 
 // Scores of a partition under `pooled`, for all of its picture. Shared memory: keys of score_row().
-template <class Scalar, bool kFromKeys, int kPictures>
+template <class Scalar, class Source, int kPictures>
 __device__ __forceinline__ void score_job(const LaunchParams<kPictures>& params, int32_t p,
                                           PictureCounters* counters, char* shared,
                                           const BlockGroup& group) {
   const int32_t b = picture_of_partition(params, p), T = params.rules.tokens;
   const Picture& picture = params.pictures[b];
   auto* keys = reinterpret_cast<uint32_t*>(shared);
-  score_row<Scalar, kFromKeys>(params, b, /*init=*/false, p, counters, group, keys);
+  score_row<Scalar, Source>(params, b, /*init=*/false, p, counters, group, keys);
   exclude_padding(group, params.rules, picture, p - picture.first_partition, keys);
   uint32_t* shown = params.workspace.keys + int64_t{p} * T;
   for (int32_t t = group.rank(); t < T; t += group.size()) shown[t] = keys[t];
@@ -358,8 +429,8 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t block = rules.block();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
-  const int64_t base = base_row(rules, picture, partition,
-                                ask_full ? counts[0] : picture.full_budget, counts + 1);
+  const int64_t base =
+      base_row(rules, picture, partition, ask_full ? counts[0] : picture.full_budget, counts + 1);
   const int32_t pieces = static_cast<int32_t>(counts[partition]) * block;
   for (int32_t i = first; i < pieces; i += step) {
     const int32_t kept = block > 1 ? i / block : i, piece = i - kept * block;
@@ -389,8 +460,8 @@ __device__ __forceinline__ void turn(Counters* counters, uint32_t set, const Blo
 }
 
 // Every block: draw a ticket, do that job.
-template <class Scalar, bool kFromKeys, int kPictures>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+template <class Scalar, class Source, int kPictures>
+__global__ void __launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPerSm : kBlocksPerSm)
     select_kernel(const HIRED_GRID_CONSTANT LaunchParams<kPictures> params) {
   char* shared = shared_memory();
   auto* ticket = reinterpret_cast<uint32_t*>(shared);
@@ -409,20 +480,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (job == static_cast<int32_t>(gridDim.x) - 1) turn(all, set, group);
   PictureCounters* counters = all->sets[set == 0 ? 0 : 1];
   const bool pooled = params.rules.policy == Policy::kPooled;
-  const int32_t heads = kFromKeys ? params.init_jobs + params.partitions * params.H : 0;
+  int32_t heads = Source::kKeys ? params.init_jobs + params.partitions * params.H : 0;
+  if constexpr (Source::kQueries) {
+    heads = params.init_jobs + params.partitions * params.H * params.final_runs;
+  }
   if (job < heads) {
-    if constexpr (kFromKeys) heads_job<Scalar>(params, job, counters, shared, group);
+    if constexpr (Source::kQueries) {
+      queries_job<Scalar>(params, job, counters, shared, group);
+    } else if constexpr (Source::kKeys) {
+      heads_job<Scalar>(params, job, counters, shared, group);
+    }
   } else if ((job -= heads) < params.weigh_jobs) {
     if (pooled) {
-      score_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+      score_job<Scalar, Source>(params, params.first_partition + job, counters, shared, group);
     } else {
-      weigh_job<Scalar, kFromKeys>(params, job, counters, shared, group);
+      weigh_job<Scalar, Source>(params, job, counters, shared, group);
     }
   } else if ((job -= params.weigh_jobs) < params.partitions) {
     if (pooled) {
       choose_pooled_job(params, params.first_partition + job, counters, shared, group);
     } else {
-      choose_job<Scalar, kFromKeys>(params, params.first_partition + job, counters, shared, group);
+      choose_job<Scalar, Source>(params, params.first_partition + job, counters, shared, group);
     }
   } else {
     gather_job(params, job - params.partitions, counters, shared, group);

@@ -25,8 +25,8 @@ inline int32_t blocks_for(int64_t rows, int32_t rows_per_warp, int32_t threads) 
   return static_cast<int32_t>(std::max<int64_t>(1, (rows + each - 1) / each));
 }
 
-// Rows that partitions of a picture are expected to keep: an even share, where only the device knows
-// how many it will be.
+// Rows that partitions of a picture are expected to keep: an even share, where only the device
+// knows how many it will be.
 struct Rows {
   int64_t of_full, of_sub;
 };
@@ -42,7 +42,7 @@ inline Rows rows_to_expect(const Picture& picture, bool pooled) {
 }
 
 // partitions, columns: of the picture that has most of them.
-inline size_t shared_bytes(const Call& call, int64_t N, int32_t partitions, int32_t columns) {
+inline size_t shared_bytes(const Call& call, int64_t heads, int32_t partitions, int32_t columns) {
   const Rules& rules = call.plan->rules;
   const int64_t M = rules.tokens, mask = mask_words(rules.tokens);
   const int64_t words = sizeof(uint32_t);
@@ -56,8 +56,19 @@ inline size_t shared_bytes(const Call& call, int64_t N, int32_t partitions, int3
   const int64_t choice = sizeof(ChooseScratch) + keys * words;
   const int64_t weigh = sizeof(ChooseScratch) + (scored + 4 * kMaxSubImages + 1 + mask) * words;
   const int64_t gather = (std::max(1, columns) * mask + 1 + kMaxSubImages) * words;
-  return (4 + BlockGroup::kScratch) * words +
-         std::max({head_bytes(N), choice, weigh, gather});
+  return (4 + BlockGroup::kScratch) * words + std::max({heads, choice, weigh, gather});
+}
+
+// Shared memory of the heads of a call.
+inline int64_t heads_bytes(const SelectCall&, int32_t) {
+  return 0;
+}
+inline int64_t heads_bytes(const SelectQkCall& call, int32_t threads) {
+  int64_t most = 0;
+  for (const QueriesKeys* layer : {&call.init, &call.final}) {
+    most = std::max(most, layer->Q == 1 ? head_bytes(call.N) : queries_bytes(call.N, threads));
+  }
+  return most;
 }
 
 template <class Scalar, int kPictures>
@@ -70,6 +81,8 @@ template <class Scalar, int kPictures>
 void fill_scores(const SelectQkCall& call, LaunchParams<kPictures>* params) {
   params->keys_init = call.init;
   params->keys_final = call.final;
+  params->init_runs = split_queries(call.init.Q).jobs;
+  params->final_runs = split_queries(call.final.Q).jobs;
   params->N = static_cast<int32_t>(call.N);
   params->Dh = static_cast<int32_t>(call.Dh);
   params->scale = call.scale;
@@ -95,18 +108,10 @@ Status check_aligned(const SelectQkCall& call) {
   return Status::Ok();
 }
 
-inline constexpr bool kFromKeys(const SelectCall*) {
-  return false;
-}
-inline constexpr bool kFromKeys(const SelectQkCall*) {
-  return true;
-}
-
 // Launches the pictures [first, first + count) of a call.
-template <class Scalar, int kPictures, class SomeCall>
+template <class Scalar, class Source, int kPictures, class SomeCall>
 Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
               int32_t first, int32_t count) {
-  constexpr bool kKeys = kFromKeys(static_cast<const SomeCall*>(nullptr));
   if (Status status = check_aligned<Scalar>(call); !status.ok()) return status;
   LaunchParams<kPictures> params{};
   params.rules = call.plan->rules;
@@ -137,8 +142,9 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
     any_rest = any_rest || picture.rest > 0;
   }
   params.weigh_jobs = pooled ? params.partitions : count;
-  params.init_jobs = kKeys && any_rest ? count * params.H : 0;
-  const int64_t heads = kKeys ? params.init_jobs + int64_t{params.partitions} * params.H : 0;
+  params.init_jobs = Source::kKeys && any_rest ? count * params.H * params.init_runs : 0;
+  const int64_t final_jobs = int64_t{params.partitions} * params.H * params.final_runs;
+  const int64_t heads = Source::kKeys ? params.init_jobs + final_jobs : 0;
   int64_t resident = 0;
   if (Status status = resident_blocks(place.device, &resident); !status.ok()) return status;
   int64_t jobs = 0;
@@ -155,30 +161,51 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   }
   void* arguments[] = {&params};
   return cuda_status(
-      cudaLaunchKernel(select_kernel<Scalar, kKeys, kPictures>, dim3(static_cast<unsigned>(jobs)),
+      cudaLaunchKernel(select_kernel<Scalar, Source, kPictures>, dim3(static_cast<unsigned>(jobs)),
                        dim3(static_cast<unsigned>(place.threads)), arguments,
-                       shared_bytes(call, params.N, partitions, columns),
+                       shared_bytes(call, heads_bytes(call, place.threads), partitions, columns),
                        static_cast<cudaStream_t>(place.stream)),
       "the kernel to start");
 }
 
-template <int kPictures>
-Status load_select(const char* argument, int device) {
-  return load_code(argument, device, select_kernel<float, false, kPictures>,
-                   select_kernel<Float16, false, kPictures>,
-                   select_kernel<BFloat16, false, kPictures>, select_kernel<float, true, kPictures>,
-                   select_kernel<Float16, true, kPictures>,
-                   select_kernel<BFloat16, true, kPictures>);
+template <int kPictures, class Source>
+Status load_from(const char* argument, int device) {
+  return load_code(argument, device, select_kernel<float, Source, kPictures>,
+                   select_kernel<Float16, Source, kPictures>,
+                   select_kernel<BFloat16, Source, kPictures>);
 }
 
-template <int kPictures, class SomeCall>
-Status launch_some(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
+template <int kPictures>
+Status load_select(const char* argument, int device) {
+  Status status = load_from<kPictures, FromRows>(argument, device);
+  if (status.ok()) status = load_from<kPictures, FromOneQuery>(argument, device);
+  return status.ok() ? load_from<kPictures, FromQueries>(argument, device) : status;
+}
+
+template <class Source, int kPictures, class SomeCall>
+Status launch_from(const SomeCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
                    int32_t first, int32_t count) {
   switch (call.dtype) {
-    case Dtype::kFloat16: return launch<Float16, kPictures>(call, workspace, place, first, count);
-    case Dtype::kBFloat16: return launch<BFloat16, kPictures>(call, workspace, place, first, count);
-    default: return launch<float, kPictures>(call, workspace, place, first, count);
+    case Dtype::kFloat16:
+      return launch<Float16, Source, kPictures>(call, workspace, place, first, count);
+    case Dtype::kBFloat16:
+      return launch<BFloat16, Source, kPictures>(call, workspace, place, first, count);
+    default: return launch<float, Source, kPictures>(call, workspace, place, first, count);
   }
+}
+
+template <int kPictures>
+Status launch_some(const SelectCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
+                   int32_t first, int32_t count) {
+  return launch_from<FromRows, kPictures>(call, workspace, place, first, count);
+}
+
+template <int kPictures>
+Status launch_some(const SelectQkCall& call, const DeviceWorkspace& workspace,
+                   const CudaPlace& place, int32_t first, int32_t count) {
+  return call.init.Q == 1 && call.final.Q == 1
+             ? launch_from<FromOneQuery, kPictures>(call, workspace, place, first, count)
+             : launch_from<FromQueries, kPictures>(call, workspace, place, first, count);
 }
 
 template <int kPictures, class SomeCall>

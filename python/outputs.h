@@ -15,9 +15,10 @@ namespace hired {
 inline Selected make_outputs(const Tensor& features, Call* call) {
   using torch::headeronly::ScalarType;
   const int64_t K = call->plan->output_rows;
-  Selected out{torch::stable::new_empty(features, {K, call->plan->rules.block() * features.size(2)}),
-               torch::stable::new_empty(features, {K}, ScalarType::Long),
-               torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
+  Selected out{
+      torch::stable::new_empty(features, {K, call->plan->rules.block() * features.size(2)}),
+      torch::stable::new_empty(features, {K}, ScalarType::Long),
+      torch::stable::new_empty(features, {call->P}, ScalarType::Long)};
   auto& [tokens, indices, counts] = out;
   call->output = {tokens.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
                   static_cast<int64_t*>(counts.mutable_data_ptr())};

@@ -29,8 +29,8 @@ Selected select_cpu(Tensor features, Tensor attn_init, Tensor attn_final,
                     std::string order, int64_t merge) {
   Plan plan;
   SelectCall call{};
-  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order, merge},
-               kCpuLimits, &plan, &call);
+  check_select(features, attn_init, attn_final,
+               {grids, budgets, alpha, crops, policy, order, merge}, kCpuLimits, &plan, &call);
   return select_on_cpu(features, &call, launch_select_cpu);
 }
 
@@ -42,7 +42,8 @@ Selected select_qk_cpu(Tensor features, Tensor query_init, Tensor key_init, Tens
   Plan plan;
   SelectQkCall call{};
   check_select_qk(features, query_init, key_init, query_final, key_final,
-                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCpuLimits, &plan, &call);
+                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCpuLimits, &plan,
+                  &call);
   return select_on_cpu(features, &call, launch_select_qk_cpu);
 }
 

@@ -35,8 +35,8 @@ Selected select_cuda(Tensor features, Tensor attn_init, Tensor attn_final,
                      std::string order, int64_t merge) {
   Plan plan;
   SelectCall call{};
-  check_select(features, attn_init, attn_final, {grids, budgets, alpha, crops, policy, order, merge},
-               kCudaLimits, &plan, &call);
+  check_select(features, attn_init, attn_final,
+               {grids, budgets, alpha, crops, policy, order, merge}, kCudaLimits, &plan, &call);
   return select_on_cuda("select", features, &call, launch_select_cuda);
 }
 
@@ -48,7 +48,8 @@ Selected select_qk_cuda(Tensor features, Tensor query_init, Tensor key_init, Ten
   Plan plan;
   SelectQkCall call{};
   check_select_qk(features, query_init, key_init, query_final, key_final,
-                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCudaLimits, &plan, &call);
+                  {grids, budgets, alpha, crops, policy, order, merge}, scale, kCudaLimits, &plan,
+                  &call);
   return select_on_cuda("select_qk", features, &call, launch_select_qk_cuda);
 }
 

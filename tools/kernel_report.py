@@ -60,7 +60,7 @@ class Kernel:
 
 
 def demangle(symbol: str) -> str:
-    """`select_kernel<float, true, 64>`; the symbol itself where there is no C++ runtime."""
+    """`select_kernel<float, FromRows, 64>`; the symbol itself where there is no C++ runtime."""
     try:
         runtime = ctypes.CDLL("libstdc++.so.6")
     except OSError:

@@ -39,26 +39,30 @@ HOT_SOURCES = ("select_cuda",)
 # What makes a path: the outermost function that ends so, or else the kernel; then the functions of
 # these files, and those that wait for other blocks or are waited for.
 JOB = "_job"
-PHASES = ("phases/", "heads.cuh")
+PHASES = ("phases/", "heads.cuh", "queries.cuh", "query_tile.cuh")
 HAND_OVERS = ("wait_for", "arrive")
 # The hot phases: kernel, then functions that enclose each other, with or without others between.
 HOT_ARCHS = (61, 80, 90, 100)
 HOT_GPUS = tuple(f"sm_{arch}" for arch in HOT_ARCHS)
 HOT = {
-    "scores, float16": ("select_kernel<Float16, false, 4>", "choose_job", "score_attention"),
-    "scores, float32": ("select_kernel<float, false, 4>", "choose_job", "score_attention"),
+    "scores, float16": ("select_kernel<Float16, FromRows, 4>", "choose_job", "score_attention"),
+    "scores, float32": ("select_kernel<float, FromRows, 4>", "choose_job", "score_attention"),
     "scores of the full image, float16": (
-        "select_kernel<Float16, false, 4>", "weigh_job", "score_attention"),
+        "select_kernel<Float16, FromRows, 4>", "weigh_job", "score_attention"),
     "scores of the full image, float32": (
-        "select_kernel<float, false, 4>", "weigh_job", "score_attention"),
-    "a head": ("select_kernel<Float16, true, 4>", "heads_job", "attend"),
-    "its dot products": ("select_kernel<Float16, true, 4>", "heads_job", "dot_by_pieces"),
-    "its softmax": ("select_kernel<Float16, true, 4>", "heads_job", "add_softmax"),
-    "first histogram": ("select_kernel<Float16, false, 4>", "choose_job", "survey"),
-    "radix selection": ("select_kernel<Float16, false, 4>", "choose_job", "choose"),
-    "radix selection, weighing": ("select_kernel<Float16, false, 4>", "weigh_job", "choose"),
-    "a gather job": ("select_kernel<Float16, false, 4>", "gather_job"),
-    "its copy": ("select_kernel<Float16, false, 4>", "gather_job", "WarpGroup::copy"),
+        "select_kernel<float, FromRows, 4>", "weigh_job", "score_attention"),
+    "a head": ("select_kernel<Float16, FromOneQuery, 4>", "heads_job", "attend"),
+    "its dot products": ("select_kernel<Float16, FromOneQuery, 4>", "heads_job", "dot_by_pieces"),
+    "its softmax": ("select_kernel<Float16, FromOneQuery, 4>", "heads_job", "add_softmax"),
+    "a run of queries": ("select_kernel<Float16, FromQueries, 4>", "queries_job", "attend_run"),
+    "its slices of keys": ("select_kernel<Float16, FromQueries, 4>", "queries_job", "stage_pieces"),
+    "its products": ("select_kernel<Float16, FromQueries, 4>", "queries_job", "multiply"),
+    "scores of queries": ("select_kernel<Float16, FromQueries, 4>", "choose_job", "score_queries"),
+    "first histogram": ("select_kernel<Float16, FromRows, 4>", "choose_job", "survey"),
+    "radix selection": ("select_kernel<Float16, FromRows, 4>", "choose_job", "choose"),
+    "radix selection, weighing": ("select_kernel<Float16, FromRows, 4>", "weigh_job", "choose"),
+    "a gather job": ("select_kernel<Float16, FromRows, 4>", "gather_job"),
+    "its copy": ("select_kernel<Float16, FromRows, 4>", "gather_job", "WarpGroup::copy"),
 }  # fmt: skip
 HOT_KERNELS = {path[0] for path in HOT.values()}
 
@@ -180,8 +184,8 @@ what stands in the code, not what a thread runs: a loop once, each copy that unr
 every branch, so that a copy has its four widths of access. Read it for how many waits there are to
 so many loads, and for what grows from one version to the next. Scores and selection are those of
 the job `choose`, or where it says so of `weigh`; a head is all of `attend`, its dot products are
-those by 16 bytes. All phases of all kernels are printed by `make kernel-report`, and
-tests/build/test_machine_code.py holds those here.
+those by 16 bytes, and a run of queries is all of `attend_run`, both of its tiles. All phases of all
+kernels are printed by `make kernel-report`, and tests/build/test_machine_code.py holds those here.
 
 """
 

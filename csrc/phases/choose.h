@@ -56,8 +56,7 @@ HIRED_FN bool has_prefix(uint32_t key, uint32_t prefix, int32_t shift) {
 
 // Reads its own keys alone, and leaves all of them for others to read.
 template <class Group, class Keys>
-HIRED_FN Survey survey(const Group& group, const Keys& keys, int32_t T,
-                       ChooseScratch* scratch) {
+HIRED_FN Survey survey(const Group& group, const Keys& keys, int32_t T, ChooseScratch* scratch) {
   uint32_t ones = 0, zeros = 0;  // bits that are set, that are clear, in some key
   for (int32_t t = group.rank(); t < T; t += group.size()) {
     const uint32_t key = keys[t];

@@ -3,8 +3,8 @@
 // What a partition keeps, as a mask of T bits, and which row of the output each kept patch takes:
 // the full image's in index order, then the sub-images' one after the other, or in raster order
 // over the assembled grid, as LLaVA-NeXT packs them; or the full image's behind the others. Where
-// patches are merged, patches here are tokens, and T is M. Positions are counts of bits, so that masks
-// are all that partitions have to know of each other: 72 bytes of one with 576 patches.
+// patches are merged, patches here are tokens, and T is M. Positions are counts of bits, so that
+// masks are all that partitions have to know of each other: 72 bytes of one with 576 patches.
 #pragma once
 
 #include "../bits.h"
@@ -33,9 +33,7 @@ HIRED_FN int32_t mark_kept(const Group& group, const Rules& rules, const Picture
   const Box box = drops ? sub_image_box(picture, side, partition - 1) : Box{0, side, 0, side};
   const uint32_t marked = group.mark(
       T,
-      [&](int32_t t) {
-        return cut.keeps(keys[t], t) && (!drops || box.holds(t / side, t % side));
-      },
+      [&](int32_t t) { return cut.keeps(keys[t], t) && (!drops || box.holds(t / side, t % side)); },
       mask);
   uint32_t all;
   group.exclusive_sum(marked, &all);

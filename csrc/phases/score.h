@@ -23,8 +23,7 @@ inline namespace HIRED_ISA {
 // all of them. (A load under a condition, or a conversion behind each, and the compiler waits.)
 template <class Group, class Scalar>
 HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64_t stride_h,
-                              int64_t stride_t, int32_t H, int32_t T, bool merged,
-                              uint32_t* keys) {
+                              int64_t stride_t, int32_t H, int32_t T, bool merged, uint32_t* keys) {
   constexpr int kWidth = Group::kWidth, kAhead = Group::kAhead, kColumns = Group::kColumns;
   const int64_t head_stride = stride_h * static_cast<int64_t>(sizeof(Scalar));
   const int32_t step = group.size() * kWidth;
@@ -70,8 +69,8 @@ HIRED_FN void score_attention(const Group& group, const Scalar* attention, int64
 }
 
 // keys [M] of the scores [T] of patches, which are given by their bits: a token's is the sum of its
-// block of patches, one after the other in raster order. A group of one may leave them in place: patch
-// m belongs to token m or to an earlier one.
+// block of patches, one after the other in raster order. A group of one may leave them in place:
+// patch m belongs to token m or to an earlier one.
 template <class Group>
 HIRED_FN void merge_scores(const Group& group, const Rules& rules, const uint32_t* scores,
                            uint32_t* keys) {

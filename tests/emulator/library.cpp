@@ -133,8 +133,8 @@ Selected emulate_select(Tensor features, Tensor attn_init, Tensor attn_final,
   hired::Plan plan;
   hired::SelectCall call{};
   hired::check_select(features, attn_init, attn_final,
-                      {grids, budgets, alpha, crops, policy, order, merge}, hired::kCudaLimits, &plan,
-                      &call);
+                      {grids, budgets, alpha, crops, policy, order, merge}, hired::kCudaLimits,
+                      &plan, &call);
   return run(features, &call, hired::launch_select_cuda);
 }
 
@@ -146,8 +146,8 @@ Selected emulate_select_qk(Tensor features, Tensor query_init, Tensor key_init, 
   hired::Plan plan;
   hired::SelectQkCall call{};
   hired::check_select_qk(features, query_init, key_init, query_final, key_final,
-                         {grids, budgets, alpha, crops, policy, order, merge}, scale, hired::kCudaLimits,
-                         &plan, &call);
+                         {grids, budgets, alpha, crops, policy, order, merge}, scale,
+                         hired::kCudaLimits, &plan, &call);
   return run(features, &call, hired::launch_select_qk_cuda);
 }
 
