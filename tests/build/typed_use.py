@@ -17,11 +17,16 @@ def right(features: Tensor, rows: Tensor, query: Tensor, key: Tensor) -> Tensor:
     again = hired.select_qk(
         features, query, key, query, key, grids=[(2, 2), (0, 0)], budget=[0.2, 500], scale=0.125
     )
+    pooled = hired.select_qk(
+        features, None, None, query, key, grids=[(2, 2)], budget=0.2, policy="pooled", merge=2
+    )
+    patches: Tensor = hired.geometry.patches_of(pooled.indices, 24, 2)
     with hired.backend("reference"):
         attention: Tensor = hired.cls_attention(query, key, 576)
     selection: hired.Selection = kept.compact()
     tokens, indices, counts = again
-    return torch.cat([selection.tokens, tokens, attention.flatten(0, 1), indices + counts.sum()])
+    sums = indices + counts.sum() + patches.sum()
+    return torch.cat([selection.tokens, tokens, attention.flatten(0, 1), sums])
 
 
 def models(tower: nn.Module) -> None:
@@ -37,6 +42,8 @@ def wrong(features: Tensor, rows: Tensor) -> None:
     hired.select(features, rows, rows, grids=[(2,)], budget=0.2)  # type: ignore[list-item]
     hired.select(features, rows, rows, budget=0.2)  # type: ignore[call-arg]
     hired.cls_attention(features, rows, "576")  # type: ignore[arg-type]
+    hired.select(features, rows, None, grids=[(2, 2)], budget=5)  # type: ignore[arg-type]
+    hired.select(features, rows, rows, grids=[(2, 2)], budget=5, merge=0.5)  # type: ignore[arg-type]
     kept = hired.select(features, rows, rows, grids=[(2, 2)], budget=5)
     count: int = kept  # type: ignore[assignment]
     print(count, kept.token)  # type: ignore[attr-defined]

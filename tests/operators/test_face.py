@@ -106,8 +106,9 @@ def test_pooled_pictures_need_no_initial_layer(op: str) -> None:
             with pytest.raises(ValueError, match=f"{op}: {name}: expected a tensor, got NoneType"):
                 keep(values, *some, *final, policy=policy)
     if op == "select_qk":  # one of the two is a mistake
-        with pytest.raises(ValueError, match="select_qk: key_init: expected a tensor"):
-            keep(values, init[0], None, *final, policy="pooled")
+        for name, some in (("key", (init[0], None)), ("query", (None, init[1]))):
+            with pytest.raises(ValueError, match=f"select_qk: {name}_init: expected a tensor"):
+                keep(values, *some, *final, policy="pooled")
     with pytest.raises(ValueError, match="expected a tensor, got NoneType"):
         keep(values, *init, *[None] * len(final), policy="pooled")
 
