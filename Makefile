@@ -109,7 +109,7 @@ test-sanitize: sanitizers setup
 EMULATED := $(CURDIR)/build/emulator/libhired_emulated.so
 test-emulated: sanitizers setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/emulator -G Ninja -DHIRED_EMULATOR=ON \
-	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+	  -DHIRED_CUDA_ARCHS=none -DHIRED_SANITIZE=address,undefined "-DHIRED_OPTIMISE=-O1 -fno-var-tracking" \
 	  -DHIRED_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
