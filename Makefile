@@ -15,8 +15,8 @@ SLOWEST := --durations=20
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(SLOWEST)
 # Those that run against every backend.
 TARGET_TESTS := $(patsubst %,tests/operators/test_%.py,parity invariants cls_attention)
-SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic)
-EMULATED_TESTS := $(TARGET_TESTS) tests/emulator/test_emulated.py \
+SANITIZE_TESTS := $(TARGET_TESTS) $(patsubst %,tests/operators/test_%.py,bad_calls host_arithmetic cpu_queries)
+EMULATED_TESTS := $(TARGET_TESTS) $(patsubst %,tests/emulator/test_%.py,emulated emulated_queries) \
   tests/gpu/test_gpu_rehearsal.py::test_a_wait_in_vain_says_what_it_is_for
 CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code symbols) \
   tests/build/test_deployment.py::test_library_needs_no_python \

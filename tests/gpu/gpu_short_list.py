@@ -84,6 +84,16 @@ CALLS: dict[str, Callable[[int], tuple[str, Call]]] = {
         seed, order="partition", crops=CROPS, share=0.9, dtype=torch.bfloat16
     ),
     "select-odd": odd_select,
+    "select-pooled": lambda seed: select(
+        seed, policy="pooled", order="full_last", crops=CROPS, dtype=torch.float16
+    ),
+    "select-pooled-large": lambda seed: select(  # more keys than shared memory holds
+        seed, grids=((3, 3),), T=1024, H=1, policy="pooled"
+    ),
+    "select-merge": lambda seed: select(seed, T=36, merge=3, order="full_last", share=0.5),
+    "select-pooled-merge": lambda seed: select(
+        seed, T=16, merge=2, policy="pooled", share=0.5, dtype=torch.bfloat16
+    ),
     "select-nothing": lambda seed: select(seed, share=0.0),
     "select-many": lambda seed: select(seed, grids=MANY, H=1),
     "select-64": lambda seed: select(seed, grids=((8, 8),), T=36),
@@ -96,9 +106,18 @@ CALLS: dict[str, Callable[[int], tuple[str, Call]]] = {
         seed, grids=((1, 2),), Dh=80, H=2, N=21, dtype=torch.float16
     ),
     "select_qk-many": lambda seed: select_qk(seed, grids=MANY[:66], H=1, Dh=16),
+    "select_qk-queries": lambda seed: select_qk(seed, Q=51, dtype=torch.float16),
+    "select_qk-queries-pooled": lambda seed: select_qk(
+        seed, T=36, merge=2, Q=7, Dh=72, policy="pooled", order="full_last", share=0.5
+    ),
+    "select_qk-queries-wide": lambda seed: select_qk(  # five keys a thread
+        seed, grids=((0, 0),), T=784, N=785, H=1, Q=13, Dh=64, dtype=torch.bfloat16
+    ),
     "select_qk-T-1": lambda seed: select_qk(seed, T=1, share=0.8),
     "cls_attention": lambda seed: cls_attention(seed, dtype=torch.float16),
     "cls_attention-odd": odd_cls_attention,
+    "cls_attention-queries": lambda seed: cls_attention(seed, Q=100, dtype=torch.float16),
+    "cls_attention-chunks": lambda seed: cls_attention(seed, P=1, H=1, T=1290, N=1300, Q=20),
 }
 
 # LLaVA-NeXT's size: two pictures, eight partitions.
