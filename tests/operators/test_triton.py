@@ -59,7 +59,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return launch
 
     monkeypatch.setattr(select_triton, "select_kernel", Recorder())
-    monkeypatch.setattr(select_triton, "_counters", lambda device, words: counters)
+    monkeypatch.setattr(select_triton, "counters_on", lambda device, words: counters)
     return seen
 
 
