@@ -218,7 +218,9 @@ def _check_features(refuse: Refusal, features: Tensor) -> None:
     _check_unit_stride(refuse, "features", features)
 
 
-def _check_score_tensor(refuse: Refusal, name: str, tensor: Tensor, *shapes_and_first: Any) -> None:
+def _check_score_tensor(
+    refuse: Refusal, name: str, tensor: Tensor, *shapes_and_first: Any
+) -> None:
     """Shapes that it may have, in letters, and the operator's first argument, which says the
     device."""
     *shapes, first = shapes_and_first

@@ -21,26 +21,38 @@ DIGITS = tl.constexpr(256)
 
 
 @triton.jit
+def digits_of(keys, shift):
+    """The digit of each key at `shift`, as its place among all digits, the largest first."""
+    return ((~keys >> shift.to(tl.uint32)) & (DIGITS - 1)).to(tl.int32)
+
+
+@triton.jit
 def count_digits(keys, counted, shift):
     """How many of the keys that are counted have each digit at `shift`, the largest digit first,
     and how many have that or a larger one: int32 [DIGITS]."""
-    digits = (~keys >> shift.to(tl.uint32)) & (DIGITS - 1)
-    counts = tl.histogram(digits.to(tl.int32), DIGITS, mask=counted)
+    counts = tl.histogram(digits_of(keys, shift), DIGITS, mask=counted)
     return counts, tl.cumsum(counts, axis=0)
 
 
 @triton.jit
-def count_first(keys):
+def first_digit(highest, lowest):
     """Of the first step, at the highest bit in which two keys differ (attention sums share most of
-    their exponent): shift, what stands above that digit in all keys, count_digits."""
-    counted = keys != KEY_EXCLUDED
-    highest = tl.max(keys, axis=0)
-    lowest = ~tl.max(tl.where(counted, ~keys, 0), axis=0)
+    their exponent): shift, and what stands above that digit in all keys."""
     # Rounded, 2^n - 1 may become 2^n, which is to look a bit too high.
     exponent = (highest ^ lowest).to(tl.float32).to(tl.uint32, bitcast=True) >> 23
     different = exponent.to(tl.int32) - 126  # bits; below 0 for none
     shift = tl.minimum(tl.maximum(different - DIGIT_BITS, 0), 32 - DIGIT_BITS)
     above = (highest >> shift.to(tl.uint32)) // DIGITS * DIGITS << shift.to(tl.uint32)
+    return shift, above
+
+
+@triton.jit
+def count_first(keys):
+    """first_digit and count_digits of all keys that are not excluded."""
+    counted = keys != KEY_EXCLUDED
+    highest = tl.max(keys, axis=0)
+    lowest = ~tl.max(tl.where(counted, ~keys, 0), axis=0)
+    shift, above = first_digit(highest, lowest)
     counts, reached = count_digits(keys, counted, shift)
     return shift, above, counts, reached
 

@@ -12,12 +12,15 @@ import triton
 from torch import Tensor
 
 from ..arguments import Refusal
+from .queries import MOST_JOBS
 
-MAX_T, MAX_N, MAX_H, MAX_DH = 4096, 8192, 64, 256
+MAX_T, MAX_N, MAX_H, MAX_DH, MAX_Q = 4096, 8192, 64, 256, 8192
 
 # Guesses, measured nowhere yet. Bytes of a tile of keys: 128 in flight a thread.
 WARPS = 4
 KEY_TILE_BYTES = 1 << 14
+# Of tiles for many queries, of at most so many rows.
+QUERY_TILE_BYTES, QUERY_KEY_TILE_BYTES, QUERY_TILE_ROWS = 1 << 14, 1 << 13, 64
 
 
 def check_limit(refuse: Refusal, argument: str, letter: str, size: int, limit: int) -> None:
@@ -38,6 +41,46 @@ def head_tiles(N: int, Dh: int, itemsize: int) -> dict[str, int]:
     all_n, block_dh = max(32, triton.next_power_of_2(N)), max(16, triton.next_power_of_2(Dh))
     block_n = min(all_n, KEY_TILE_BYTES // (block_dh * itemsize))
     return {"ALL_N": all_n, "BLOCK_N": block_n, "BLOCK_DH": block_dh}
+
+
+def query_tiles(Dh: int, itemsize: int) -> dict[str, int]:
+    """Sizes of the tiles of many queries, powers of two; `itemsize` is that of the keys."""
+    row = max(16, triton.next_power_of_2(Dh)) * itemsize
+    rows, keys = (
+        min(QUERY_TILE_ROWS, max(16, size // row))
+        for size in (QUERY_TILE_BYTES, QUERY_KEY_TILE_BYTES)
+    )
+    return {"BLOCK_Q": rows, "BLOCK_KEYS": keys}
+
+
+def queries_per_job(Q: int, block_q: int) -> int:
+    """Whole tiles, as few as leave a head no more than MOST_JOBS jobs."""
+    return block_q * triton.cdiv(Q, block_q * MOST_JOBS.value)
+
+
+def queries_of(query: Tensor) -> int:
+    return 1 if query.dim() == 3 else query.shape[1]
+
+
+def layer_of(query: Tensor, key: Tensor) -> tuple:
+    """Queries and keys with their strides; those of one query as if they were (P, H, Dh)."""
+    if query.dim() == 4 and query.shape[1] == 1:
+        query = query[:, 0]
+    return (query, *query.stride()[:-1], key, *key.stride()[:-1])
+
+
+@functools.cache
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether 16-bit queries and keys are multiplied as float32: where no tensor core takes the
+    dtype (bfloat16 before sm_80, and Triton's interpreter), or it drops denormals (gfx90a)."""
+    if dtype == torch.float32:
+        return False
+    if device.type != "cuda":
+        return dtype == torch.bfloat16
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.startswith("gfx90a")
+    return dtype == torch.bfloat16 and properties.major < 8
 
 
 def block_of(T: int) -> int:

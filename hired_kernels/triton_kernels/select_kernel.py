@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`select` and `select_qk` in one launch.
 
-Jobs, in the order of their tickets: a head of a score row (`select_qk`), a picture's budgets, a
-partition's choice, some rows of the output. Bytes moved: each key or attention row once, each kept
+Jobs, in the order of their tickets: a head of a score row, or a part of its queries (`select_qk`);
+a picture's budgets, or under `pooled` a partition's scores; a partition's choice; some rows of the
+output. Bytes moved: each key or attention row once, of many queries twice a tile of them, each kept
 token read and written once, and a few kilobytes of scores between the jobs.
 
 Grid: as many programs as jobs; a program owns one. Limits: T <= 4096, R * C <= 64.
 
-Letters are those of docs/design.md. Model constants (T, D, H, N, Dh, strides) are compiled in;
-nothing that differs from batch to batch is.
+Letters are those of docs/design.md. Model constants (T, D, H, N, Dh, MERGE, the rules) are compiled
+in; nothing that differs from batch to batch is.
 """
 
 import triton
@@ -25,53 +26,23 @@ from .pictures import (
     grid_of,
     rest_of,
 )
-from .score import attend, score_attention, token_keys
+from .pooled import choose_pooled_job, score_job
+from .rows import heads_job, jobs_of_head, row_keys
 from .tickets import (
     CHOSEN,
     HEADS_FINAL,
     HEADS_INIT,
-    WEIGHED,
+    PREPARED,
     arrive,
     counter_of,
     draw_ticket,
     wait_for,
 )
 
-
-@triton.jit
-def heads_job(
-    layer, row, score_row, h, scale, probabilities, counter,
-    T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
-    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr, DRAIN: tl.constexpr,
-    INIT: tl.constexpr,
-):  # fmt: skip
-    """One head of a layer's row, into the last T of probabilities [score rows, H, N]."""
-    head = probabilities + (score_row.to(tl.int64) * H + h) * N
-    attend(layer, row, h, scale, head, head + (N - T), T, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, INIT)
-    arrive(counter, DRAIN)
-
-
-@triton.jit
-def row_keys(
-    layer, row, score_row, probabilities, patch_scores,
-    T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, SIDE: tl.constexpr, MERGE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, FROM_KEYS: tl.constexpr,
-):  # fmt: skip
-    """Ordered keys [BLOCK_M] of a row of tokens: of attention as given, or as the heads left it."""
-    if FROM_KEYS:
-        attention = probabilities + score_row.to(tl.int64) * (H * N) + (N - T)  # [H, T]
-        score = score_attention(attention, N, 1, H, T, BLOCK_T)
-    else:
-        data, stride_row, stride_h, stride_t = layer
-        attention = data + row.to(tl.int64) * stride_row  # [H, T]
-        score = score_attention(attention, stride_h, stride_t, H, T, BLOCK_T)
-    patch_scores += score_row.to(tl.int64) * T
-    return token_keys(score, patch_scores, T, SIDE, MERGE, BLOCK_T, BLOCK_M)
-
-
 _NOT_COMPILED_IN = [
     "count", "partitions", "first_partition", "init_is_by_picture", "init_jobs", "counted",
     "full_chunks", "sub_chunks", "pictures", "heads", "set_words",
+    "queries_init", "per_job_init", "queries_final", "per_job_final",
 ]  # fmt: skip
 
 
@@ -84,10 +55,12 @@ def select_kernel(
     features, stride_p, stride_t,  # [P, T, D], integers of the element's size
     tokens, indices, counts,  # [K, MERGE^2 * D], [K] int64, [P] int64
     init, final,  # (data [rows, H, T], its strides), or (query [rows, H, Dh], two strides, key
-    # [rows, N, H, Dh], three strides); P rows, or for init one a picture
-    workspace,  # int32: kept lists [P, M], row counts [P, SIDE], shares [P]; then float32, where
-    # patches are merged, their scores [P + B, T], and of `select_qk` probabilities [P + B, H, N];
-    # rows of init last
+    # [rows, N, H, Dh], three strides), of MANY queries (query [rows, Q, H, Dh], three strides, ...);
+    # P rows, or for init one a picture
+    queries_init, per_job_init, queries_final, per_job_final,  # of a head, and of a job
+    workspace,  # int32: kept lists [P, M], row counts [P, SIDE], and shares [P] or, under `pooled`,
+    # keys [P, M]; then float32, where patches are merged, their scores [P + B, T], and of
+    # `select_qk` attention [P + B, H, N], or [.., H, jobs of a head, N]; rows of init last
     counters, set_words,  # tickets.py
     pictures,  # pictures.py
     count, partitions, first_partition,  # pictures and partitions of this launch, those before it
@@ -95,79 +68,113 @@ def select_kernel(
     heads,  # H again, where it must not be known: see attend
     T: tl.constexpr, SIDE: tl.constexpr, MERGE: tl.constexpr, D: tl.constexpr,
     H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
-    FROM_KEYS: tl.constexpr, PUBLISHED: tl.constexpr, RASTER: tl.constexpr, FULL_LAST: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    FROM_KEYS: tl.constexpr, MANY_INIT: tl.constexpr, MANY_FINAL: tl.constexpr,
+    PUBLISHED: tl.constexpr, POOLED: tl.constexpr, RASTER: tl.constexpr, FULL_LAST: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_POOL: tl.constexpr,
+    ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     PICTURES: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
     M: tl.constexpr = T // (MERGE * MERGE)
+    each = heads if H == 1 else H  # jobs of a row
+    each_init = each * jobs_of_head(queries_init, per_job_init, MANY_INIT)
+    each_final = each * jobs_of_head(queries_final, per_job_final, MANY_FINAL)
     kept_lists, row_counts = workspace, workspace + partitions * M
     shares = row_counts + partitions * SIDE
-    patch_scores = (shares + partitions).to(tl.pointer_type(tl.float32), bitcast=True)
-    probabilities = patch_scores
+    pool, preparing, words = shares, count, partitions
+    if POOLED:
+        preparing, words = partitions, partitions * M
+    patch_scores = (shares + words).to(tl.pointer_type(tl.float32), bitcast=True)
+    attention = patch_scores
     if MERGE > 1:
-        probabilities += (partitions + count).to(tl.int64) * T
+        attention += (partitions + count).to(tl.int64) * T
+    attention_init = attention + partitions.to(tl.int64) * (each_final * N)
+    init_layer = (init, queries_init, per_job_init, attention_init)
+    final_layer = (final, queries_final, per_job_final, attention)
     job, ours = draw_ticket(counters, set_words)
     heads_jobs = 0
-    each = heads if H == 1 else H  # jobs of a row
     if FROM_KEYS:
-        heads_jobs = init_jobs + partitions * H
+        heads_jobs = init_jobs + partitions * each_final
 
     if job < init_jobs:
-        if FROM_KEYS:
-            b, h = job // each, job % each
+        if FROM_KEYS and not POOLED:
+            b, job_of_row = job // each_init, job % each_init
             b, box, budgets, place = find_picture(pictures, count, b, 1, 0, PICTURES)
             if rest_of(budgets) > 0:  # else nobody will ask
                 row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
                 heads_job(
-                    init, row, partitions + b, h, scale, probabilities,
-                    counter_of(ours, b, HEADS_INIT), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
-                    DRAIN, True,
+                    init_layer, row, b, job_of_row, scale, counter_of(ours, b, HEADS_INIT),
+                    T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, WIDEN, DRAIN,
+                    MANY_INIT, True,
                 )  # fmt: skip
     elif job < heads_jobs:
         if FROM_KEYS:
-            p, h = (job - init_jobs) // each, (job - init_jobs) % each
+            p, job_of_row = (job - init_jobs) // each_final, (job - init_jobs) % each_final
             b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
             heads_job(
-                final, p, p, h, scale, probabilities,
-                counter_of(ours, b, HEADS_FINAL), T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH,
-                DRAIN, False,
+                final_layer, p, p, job_of_row, scale, counter_of(ours, b, HEADS_FINAL),
+                T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, WIDEN, DRAIN,
+                MANY_FINAL, False,
             )  # fmt: skip
-    elif job < heads_jobs + count:
-        b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
-        R, C = grid_of(box, budgets)
-        i = tl.arange(0, SUB_IMAGES)
-        given = tl.zeros([SUB_IMAGES], tl.int32)
-        if rest_of(budgets) > 0:
+    elif job < heads_jobs + preparing:
+        if POOLED:
+            p = job - heads_jobs
+            b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
+            R, C = grid_of(box, budgets)
             if FROM_KEYS:
-                wait_for(counter_of(ours, b, HEADS_INIT), H)
-            row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
+                wait_for(counter_of(ours, b, HEADS_FINAL), each_final * (1 + R * C))
             keys = row_keys(
-                init, row, partitions + b, probabilities, patch_scores,
-                T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS,
+                final_layer, p, p, patch_scores + p.to(tl.int64) * T,
+                T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS, MANY_FINAL,
             )  # fmt: skip
-            given = allocate(box, budgets, keys, counted, M, SIDE, BLOCK_M, PUBLISHED)
-        tl.store(shares + first_partition_of(budgets) + 1 + i, given, mask=i < R * C)
-        arrive(counter_of(ours, b, WEIGHED), DRAIN)
-    elif job < heads_jobs + count + partitions:
-        p = job - heads_jobs - count
+            full_image = first_partition_of(budgets)
+            score_job(
+                p - full_image, keys, box, budgets, pool + full_image * M, M, SIDE, BLOCK_M
+            )
+        else:
+            b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
+            R, C = grid_of(box, budgets)
+            i = tl.arange(0, SUB_IMAGES)
+            given = tl.zeros([SUB_IMAGES], tl.int32)
+            if rest_of(budgets) > 0:
+                if FROM_KEYS:
+                    wait_for(counter_of(ours, b, HEADS_INIT), each_init)
+                row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
+                keys = row_keys(
+                    init_layer, row, b, patch_scores + (partitions + b).to(tl.int64) * T,
+                    T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS, MANY_INIT,
+                )  # fmt: skip
+                given = allocate(box, budgets, keys, counted, M, SIDE, BLOCK_M, PUBLISHED)
+            tl.store(shares + first_partition_of(budgets) + 1 + i, given, mask=i < R * C)
+        arrive(counter_of(ours, b, PREPARED), DRAIN)
+    elif job < heads_jobs + preparing + partitions:
+        p = job - heads_jobs - preparing
         b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
-        R, C = grid_of(box, budgets)
-        if FROM_KEYS:
-            wait_for(counter_of(ours, b, HEADS_FINAL), H * (1 + R * C))
-        keys = row_keys(
-            final, p, p, probabilities, patch_scores,
-            T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS,
-        )  # fmt: skip
-        choose_job(
-            p - first_partition_of(budgets), full_budget_of(place), keys, box, budgets,
-            counter_of(ours, b, WEIGHED), shares + first_partition_of(budgets) + 1,
-            kept_lists + p.to(tl.int64) * M, row_counts + p * SIDE, counts + p,
-            M, SIDE, BLOCK_M, PUBLISHED, RASTER,
-        )  # fmt: skip
+        full_image, prepared = first_partition_of(budgets), counter_of(ours, b, PREPARED)
+        kept_list = kept_lists + p.to(tl.int64) * M
+        if POOLED:
+            choose_pooled_job(
+                p - full_image, box, budgets, prepared, pool + full_image * M,
+                kept_list, row_counts + p * SIDE, counts + p,
+                M, SIDE, BLOCK_M, BLOCK_POOL, RASTER,
+            )  # fmt: skip
+        else:
+            R, C = grid_of(box, budgets)
+            if FROM_KEYS:
+                wait_for(counter_of(ours, b, HEADS_FINAL), each_final * (1 + R * C))
+            keys = row_keys(
+                final_layer, p, p, patch_scores + p.to(tl.int64) * T,
+                T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS, MANY_FINAL,
+            )  # fmt: skip
+            choose_job(
+                p - full_image, full_budget_of(place), keys, box, budgets,
+                prepared, shares + full_image + 1, kept_list, row_counts + p * SIDE, counts + p,
+                M, SIDE, BLOCK_M, PUBLISHED, RASTER,
+            )  # fmt: skip
         arrive(counter_of(ours, b, CHOSEN), DRAIN)
     else:
-        job -= heads_jobs + count + partitions
+        job -= heads_jobs + preparing + partitions
         b, box, budgets, place = find_picture(
             pictures, count, job, full_chunks - sub_chunks, sub_chunks, PICTURES
         )

@@ -22,14 +22,20 @@ from .launching import (
     MAX_DH,
     MAX_H,
     MAX_N,
+    MAX_Q,
     MAX_T,
     WARPS,
     block_of,
     check_aligned,
     check_limit,
     head_tiles,
+    layer_of,
     on,
+    queries_of,
+    query_tiles,
+    queries_per_job,
     warps,
+    widens,
 )
 from .pictures import SUB_IMAGES, Picture, pack
 from .plan import gather_programs, plan
@@ -39,6 +45,8 @@ from .tickets import counters_of, set_of
 MAX_SUB_IMAGES = SUB_IMAGES.value
 # Guesses, measured nowhere yet. Elements of a tile of tokens: a row of D = 1024 for each warp.
 TOKEN_TILE, MAX_BLOCK_D = 4096, 1024
+# Partitions whose keys a program of `pooled` looks at together.
+POOL_TILES = 4
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -50,9 +58,11 @@ class Layers(NamedTuple):
     final: tuple
     rows: int
     H: int
-    N: int  # 0 for `select`
-    Dh: int
-    scale: float
+    N: int = 0  # of `select`, which has no queries either
+    Dh: int = 0
+    scale: float = 0.0
+    Q_init: int = 1
+    Q_final: int = 1
 
 
 class Rules(NamedTuple):
@@ -78,7 +88,7 @@ def select(
     check_aligned(refuse, attn_init=attn_init, attn_final=attn_final)
     layers = Layers(
         (attn_init, *attn_init.stride()), (attn_final, *attn_final.stride()),
-        attn_init.shape[0], attn_final.shape[1], 0, 0, 0.0,
+        attn_init.shape[0], attn_final.shape[1],
     )  # fmt: skip
     rules = Rules(alpha, policy, order, merge)
     return _run(refuse, features, layers, grids, budgets, crops, rules)
@@ -98,14 +108,16 @@ def select_qk(
     check_limit(refuse, "query_final", "H", H, MAX_H)
     check_limit(refuse, "query_final", "Dh", Dh, MAX_DH)
     check_limit(refuse, "key_final", "N", N, MAX_N)
+    check_limit(refuse, "query_init", "Q", queries_of(query_init), MAX_Q)
+    check_limit(refuse, "query_final", "Q", queries_of(query_final), MAX_Q)
     check_aligned(
         refuse, query_init=query_init, key_init=key_init, query_final=query_final,
         key_final=key_final,
     )  # fmt: skip
     layers = Layers(
-        (query_init, *query_init.stride()[:2], key_init, *key_init.stride()[:3]),
-        (query_final, *query_final.stride()[:2], key_final, *key_final.stride()[:3]),
-        query_init.shape[0], H, N, Dh, max(Dh, 1) ** -0.5 if scale is None else scale,
+        layer_of(query_init, key_init), layer_of(query_final, key_final), query_init.shape[0],
+        H, N, Dh, max(Dh, 1) ** -0.5 if scale is None else scale,
+        queries_of(query_init), queries_of(query_final),
     )  # fmt: skip
     rules = Rules(alpha, policy, order, merge)
     return _run(refuse, features, layers, grids, budgets, crops, rules)
@@ -149,8 +161,10 @@ def launch_select(
     partitions = last.first_partition + 1 + last.R * last.C - p0
     by_picture = layers.rows != P
     init, final = layers.init, layers.final
+    if rules.policy == "pooled":
+        init = final  # which nobody reads
     if p0 > 0:
-        init = _rows_from(init, first if by_picture else p0)
+        init = _rows_from(init, first if by_picture and rules.policy != "pooled" else p0)
         final = _rows_from(final, p0)
         features = features[p0:]
     tokens, indices, counts = outputs[0][row0:], outputs[1][row0:], outputs[2][p0:]
@@ -166,26 +180,34 @@ def launch_select(
     full_chunks, sub_chunks = gather_programs(
         pictures, M, pieces, tiles["BLOCK_ROWS"], rules.policy
     )
-    from_keys = N > 0
-    init_jobs = B * H if from_keys and any(p.rest > 0 for p in pictures) else 0
-    heads_jobs = init_jobs + partitions * H if from_keys else 0
+    from_keys, pooled = N > 0, rules.policy == "pooled"
+    of_queries, parts = [], []  # jobs of a head
+    for Q in (layers.Q_init, layers.Q_final):
+        per_job = queries_per_job(Q, tiles["BLOCK_Q"])
+        of_queries += [Q, per_job]
+        parts.append(triton.cdiv(Q, per_job))
+    asks_init = from_keys and any(p.rest > 0 for p in pictures)
+    init_jobs = B * H * parts[0] if asks_init else 0
+    final_jobs = partitions * H * parts[1] if from_keys else 0
     gather_jobs = B * full_chunks + (partitions - B) * sub_chunks
-    jobs = heads_jobs + B + partitions + gather_jobs
+    jobs = init_jobs + final_jobs + (partitions if pooled else B) + partitions + gather_jobs
 
     device = features.device
-    score_rows = partitions + (B if init_jobs else 0)
-    words_of_workspace = partitions * (M + side + 1) + score_rows * H * N
+    words_of_workspace = partitions * (M + side + (M if pooled else 1))
+    words_of_workspace += (init_jobs + final_jobs) * N
     if rules.merge > 1:
         words_of_workspace += (partitions + B) * T
     workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
     counters = counters_on(device, counters_of(most))
     select_kernel[(jobs,)](
-        features, features.stride(0), features.stride(1), tokens, indices, counts, init, final,
+        features, features.stride(0), features.stride(1), tokens, indices, counts, init, final, *of_queries,
         workspace, counters, set_of(counters.numel()), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, first_share(M, 1.0 - rules.alpha),
         full_chunks, sub_chunks, layers.scale, H,
         T=T, SIDE=side, MERGE=rules.merge, D=features.shape[2], H=H, N=N, Dh=Dh,
-        FROM_KEYS=from_keys, PUBLISHED=rules.policy == "published",
+        FROM_KEYS=from_keys, MANY_INIT=layers.Q_init > 1 and not pooled,
+        MANY_FINAL=layers.Q_final > 1, WIDEN=widens(device, final[0].dtype),
+        PUBLISHED=rules.policy == "published", POOLED=pooled,
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules.order == "raster" and side * side == M, FULL_LAST=rules.order == "full_last",
         **tiles, PICTURES=most, DRAIN=_needs_drain(device),
@@ -198,10 +220,11 @@ def _tiles(T: int, M: int, D: int, N: int, Dh: int, itemsize: int) -> dict[str, 
     """Sizes of the kernel's tensors, powers of two; `itemsize` is that of scores or keys."""
     block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
     tiles = {"BLOCK_T": block_of(T), "BLOCK_M": block_of(M), "BLOCK_D": block_d}
+    tiles["BLOCK_POOL"] = POOL_TILES * tiles["BLOCK_M"]
     tiles["BLOCK_ROWS"] = max(WARPS, min(32, TOKEN_TILE // block_d))
     if N == 0:
-        return {**tiles, "ALL_N": 1, "BLOCK_N": 1, "BLOCK_DH": 1}
-    return {**tiles, **head_tiles(N, Dh, itemsize)}
+        return {**tiles, **dict.fromkeys(("ALL_N", "BLOCK_N", "BLOCK_DH", "BLOCK_Q", "BLOCK_KEYS"), 1)}
+    return {**tiles, **head_tiles(N, Dh, itemsize), **query_tiles(Dh, itemsize)}
 
 
 @functools.cache
