@@ -11,7 +11,7 @@ T, N, Dh are compiled in; the numbers of rows, of heads and of queries are not.
 import triton
 import triton.language as tl
 
-from .queries import attend_queries, mean_row
+from .queries import attend_queries, jobs_of_head, mean_row
 from .score import attend
 
 # Nor does select_kernel know of theirs: from alignment Triton chooses which thread holds what, and
@@ -40,7 +40,7 @@ def cls_attention_kernel(
     if MANY:
         t = tl.arange(0, BLOCK_T)
         total = tl.zeros([BLOCK_T], tl.float32)
-        for j in range(tl.cdiv(queries, per_job)):
+        for j in range(jobs_of_head(queries, per_job)):
             attend_queries(
                 layer, row, h, j, queries, per_job, scale, logits,
                 N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, WIDEN,

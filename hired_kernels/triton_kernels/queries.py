@@ -17,6 +17,11 @@ MOST_JOBS = tl.constexpr(8)  # of a head
 
 
 @triton.jit
+def jobs_of_head(queries, per_job):
+    return (queries + per_job - 1) // per_job
+
+
+@triton.jit
 def tile_of(rows, stride, i, end, Dh: tl.constexpr, BLOCK_DH: tl.constexpr, WIDEN: tl.constexpr):
     """Rows i of [.., Dh], `stride` apart, zeros from `end` on: [i, BLOCK_DH]."""
     d = tl.arange(0, BLOCK_DH)[None, :]
@@ -68,13 +73,14 @@ def add_up_queries(
         # Where all logits are -inf, 1 / 0 makes the row NaN, as it should be.
         factor = tl.div_rn(tl.full([BLOCK_Q], 1.0, tl.float32), total)
         shift = finite_shift(highest)
+        held = tl.minimum(start_q - first, 1) * N  # columns with the sums of tiles before
         for start in tl.range(0, N, BLOCK_KEYS, num_stages=3):
             n = start + tl.arange(0, BLOCK_KEYS)
             logits = logits_of(q, key, stride_n, scale, n, N, Dh, BLOCK_DH, WIDEN)
             e = exp_nonpositive(logits - shift[:, None]) * factor[:, None]
             column = tl.sum(tl.where((i < end)[:, None], e, 0.0), axis=0)
             # No probability is negative: to add 0 changes none.
-            column += tl.load(sums + n, mask=(n < N) & (start_q > first), other=0.0)
+            column += tl.load(sums + n, mask=n < held, other=0.0)
             tl.store(sums + n, column, mask=n < N)
         tl.debug_barrier()  # sums were written by other threads than those that read them
 
@@ -115,6 +121,7 @@ def score_queries(sums, jobs, queries, H: tl.constexpr, T: tl.constexpr, N: tl.c
         head = sums + tl.full((), h, tl.int64) * (jobs * N)
         total = tl.zeros([BLOCK_T], tl.float32)
         for j in tl.static_range(MOST_JOBS):
-            total += tl.load(head + j * N, mask=(t < T) & (j < jobs), other=0.0)
+            inside = t < tl.where(j < jobs, T, 0)
+            total += tl.load(head + j * N, mask=inside, other=0.0)
         score += mean_row(total, queries)
     return score

@@ -10,14 +10,9 @@ of many queries [rows, H, jobs of a head, N].
 import triton
 import triton.language as tl
 
-from .queries import attend_queries, score_queries
+from .queries import attend_queries, jobs_of_head, score_queries
 from .score import attend, score_attention, token_keys
 from .tickets import arrive
-
-
-@triton.jit
-def jobs_of_head(queries, per_job, MANY: tl.constexpr):
-    return tl.cdiv(queries, per_job) if MANY else 1
 
 
 @triton.jit
@@ -31,7 +26,7 @@ def heads_job(
     """One head of a layer's row, into the last T of its memory; or one job of many queries."""
     tensors, queries, per_job, attention = layer
     if MANY:
-        jobs = jobs_of_head(queries, per_job, MANY)
+        jobs = jobs_of_head(queries, per_job)
         sums = attention + (memory_row.to(tl.int64) * H * jobs + job) * N
         attend_queries(
             tensors, row, job // jobs, job % jobs, queries, per_job, scale, sums,
@@ -56,7 +51,7 @@ def row_keys(
     patch_scores [T] is memory of the row's own, for merged patches."""
     tensors, queries, per_job, attention = layer
     if MANY:
-        jobs = jobs_of_head(queries, per_job, MANY)
+        jobs = jobs_of_head(queries, per_job)
         sums = attention + memory_row.to(tl.int64) * H * jobs * N
         score = score_queries(sums, jobs, queries, H, T, N, BLOCK_T)
     elif FROM_KEYS:

@@ -27,7 +27,8 @@ from .pictures import (
     rest_of,
 )
 from .pooled import choose_pooled_job, score_job
-from .rows import heads_job, jobs_of_head, row_keys
+from .queries import jobs_of_head
+from .rows import heads_job, row_keys
 from .tickets import (
     CHOSEN,
     HEADS_FINAL,
@@ -78,8 +79,11 @@ def select_kernel(
 ):  # fmt: skip
     M: tl.constexpr = T // (MERGE * MERGE)
     each = heads if H == 1 else H  # jobs of a row
-    each_init = each * jobs_of_head(queries_init, per_job_init, MANY_INIT)
-    each_final = each * jobs_of_head(queries_final, per_job_final, MANY_FINAL)
+    each_init, each_final = each, each
+    if MANY_INIT:
+        each_init *= jobs_of_head(queries_init, per_job_init)
+    if MANY_FINAL:
+        each_final *= jobs_of_head(queries_final, per_job_final)
     kept_lists, row_counts = workspace, workspace + partitions * M
     shares = row_counts + partitions * SIDE
     pool, preparing, words = shares, count, partitions
