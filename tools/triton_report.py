@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from hired_kernels.triton_kernels import cls_attention_triton, select_triton
+from hired_kernels.triton_kernels import cls_attention_triton, launching, select_triton
 
 NVIDIA = (75, 80, 86, 89, 90, 100, 120)
 AMD = {"gfx90a": 64, "gfx942": 64, "gfx1100": 32}  # and lanes of a wave
@@ -30,6 +30,8 @@ TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in NVIDIA},
     **{arch: GPUTarget("hip", arch, lanes) for arch, lanes in AMD.items()},
 }
+# Where launching.widens says yes of 16-bit dtypes.
+WIDENED = ("sm_75", "gfx90a")
 # Of LLaVA-NeXT's shape: T = 576, H = 16, N = 577, Dh = 64, D = 1024.
 CALLS = {
     "select<float16, exact>": ("select", torch.float16, "exact"),
@@ -101,19 +103,21 @@ def compiling(target: str) -> Iterator[list[Any]]:
     """Calls made in here are compiled for a target of TARGETS: the list of what each was given."""
     compiled: list[Any] = []
     triton.runtime.driver.set_active(_Driver(target))  # and so it stays: there is no other to go to
-    before = select_triton._needs_drain, select_triton._registers
+    before = select_triton._needs_drain, launching.is_amd, launching.widens
     kernels = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, kernels, strict=True):
         setattr(module, name, _Compiler(kernel, compiled))
     select_triton._needs_drain = lambda device: target.startswith("gfx9")
-    if TARGETS[target].backend == "hip":
-        select_triton._registers = lambda device: {}
+    launching.widens = lambda device, dtype: target in WIDENED and dtype != torch.float32
+    select_triton._tiles.cache_clear()
+    launching.is_amd = lambda: TARGETS[target].backend == "hip"
     try:
         yield compiled
     finally:
         for (module, name), kernel in zip(KERNELS, kernels, strict=True):
             setattr(module, name, kernel)
-        select_triton._needs_drain, select_triton._registers = before
+        select_triton._needs_drain, launching.is_amd, launching.widens = before
+        select_triton._tiles.cache_clear()
 
 
 def compile_call(name: str, target: str) -> Any:

@@ -31,7 +31,7 @@ def cls_attention_kernel(
     T: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
     MANY: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    STEP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row, h = head // heads, head % heads
@@ -43,7 +43,7 @@ def cls_attention_kernel(
         for j in range(jobs_of_head(queries, per_job)):
             attend_queries(
                 layer, row, h, j, queries, per_job, scale, logits,
-                N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, WIDEN,
+                N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, STEP, WIDEN,
             )  # fmt: skip
             total += tl.load(logits + (N - T) + t, mask=t < T, other=0.0)
             tl.debug_barrier()  # before the next job writes there

@@ -24,8 +24,8 @@ from .launching import (
     queries_of,
     queries_per_job,
     query_tiles,
+    registers,
     warps,
-    widens,
 )
 
 MAX_PROGRAMS = (1 << 31) - 1  # of a launch
@@ -47,14 +47,13 @@ def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | Non
     if P == 0:
         return attention
     logits = query.new_empty(P * H * N, dtype=torch.float32)
-    tiles = {**head_tiles(N, Dh, key.itemsize), **query_tiles(Dh, key.itemsize)}
+    tiles = {**head_tiles(N, Dh, key.itemsize), **query_tiles(Dh, key.device, key.dtype)}
     with on(query.device):
         cls_attention_kernel[(P * H,)](
             layer_of(query, key),
             logits, attention, Dh**-0.5 if scale is None else scale, H,
             Q, queries_per_job(Q, tiles["BLOCK_Q"]),
             T=tokens, N=N, Dh=Dh, **tiles, BLOCK_T=block_of(tokens), MANY=Q > 1,
-            WIDEN=widens(query.device, query.dtype),
-            num_warps=warps(tokens), enable_fp_fusion=True,
+            num_warps=warps(tokens), enable_fp_fusion=True, **(registers() if Q > 1 else {}),
         )  # fmt: skip
     return attention

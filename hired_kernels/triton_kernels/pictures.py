@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 WORDS = tl.constexpr(3)
-# A grid has at most this many sub-images: vectors over them, and over a partition's rows of tokens, are
-# as long.
+# A grid has at most this many sub-images: vectors over them, and over a partition's rows of tokens,
+# are as long.
 SUB_IMAGES = tl.constexpr(64)
 
 

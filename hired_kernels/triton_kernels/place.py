@@ -46,8 +46,8 @@ def counts_beside(row_counts, sub_image, C, SIDE: tl.constexpr):
 
 @triton.jit
 def raster_shifts(beside):
-    """[SUB_IMAGES], one for each row y of tokens: what is added to a token's position in its sub-image
-    to give its place among all kept tokens of its row of sub-images in raster order. `beside` are
-    the sub-image's counts_beside."""
+    """[SUB_IMAGES], one for each row y of tokens: what is added to a token's position in its
+    sub-image to give its place among all kept tokens of its row of sub-images in raster order.
+    `beside` are the sub-image's counts_beside."""
     left, others = beside
     return tl.cumsum(others, axis=0) - others + left

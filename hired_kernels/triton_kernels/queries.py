@@ -2,10 +2,10 @@
 """Attention of many queries: a head's row is the mean of their softmax rows.
 
 The queries of a head are cut into jobs, and each job into tiles. A program goes through the keys
-twice for each tile: first for every query's maximum and the sum of e^(x - max), then to add up the
-columns of e^(x - max) / sum. So no logits go to memory. A job leaves one row, its columns' sums, and
-whoever reads the rows adds them up in the order of the jobs and divides once by the number of
-queries. Where the jobs begin depends on the number of queries, Dh and the dtype alone.
+twice for each tile: first for every query's maximum and the sum of e^(x - max), then to add up
+columns of e^(x - max) / sum. So no logits go to memory. A job leaves one row, the sums of its
+columns. Who reads these rows adds them up in the order of the jobs and divides once by the number
+of queries. Where the jobs begin depends on the number of queries, Dh and the dtype alone.
 """
 
 import triton
@@ -22,9 +22,9 @@ def jobs_of_head(queries, per_job):
 
 
 @triton.jit
-def tile_of(rows, stride, i, end, Dh: tl.constexpr, BLOCK_DH: tl.constexpr, WIDEN: tl.constexpr):
-    """Rows i of [.., Dh], `stride` apart, zeros from `end` on: [i, BLOCK_DH]."""
-    d = tl.arange(0, BLOCK_DH)[None, :]
+def tile_of(rows, stride, i, end, Dh, BLOCK: tl.constexpr, WIDEN: tl.constexpr):
+    """The first BLOCK columns of rows i of [.., Dh], `stride` apart; zeros from row `end` on."""
+    d = tl.arange(0, BLOCK)[None, :]
     inside = (i < end)[:, None] & (d < Dh)
     tile = tl.load(rows + i[:, None].to(tl.int64) * stride + d, mask=inside, other=0.0)
     return tile.to(tl.float32) if WIDEN else tile
@@ -32,14 +32,22 @@ def tile_of(rows, stride, i, end, Dh: tl.constexpr, BLOCK_DH: tl.constexpr, WIDE
 
 @triton.jit
 def logits_of(
-    q, key, stride_n, scale, n,
-    N: tl.constexpr, Dh: tl.constexpr, BLOCK_DH: tl.constexpr, WIDEN: tl.constexpr,
+    queries, q, keys, n, scale,
+    N: tl.constexpr, Dh: tl.constexpr, BLOCK_DH: tl.constexpr, STEP: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_Q, BLOCK_KEYS] of a tile of queries and keys n; -inf beyond the last key."""
-    k = tile_of(key, stride_n, n, N, Dh, BLOCK_DH, WIDEN)
+    """[BLOCK_Q, BLOCK_KEYS] of a tile of queries and keys n; -inf beyond the last key. `queries`
+    and `keys` are arguments of tile_of, q the first STEP columns of the queries."""
+    query, stride_q, i, end = queries
+    key, stride_n = keys
     # Float32 inputs are not rounded to TF32. Products of 16-bit ones are exact in any case.
-    logits = tl.dot(q, k.T, input_precision="ieee") * scale
-    return tl.where((n < N)[None, :], logits, float("-inf"))
+    k = tile_of(key, stride_n, n, N, Dh, STEP, WIDEN)
+    logits = tl.dot(q, k.T, input_precision="ieee")
+    for d in range(STEP, BLOCK_DH, STEP):
+        q = tile_of(query + d, stride_q, i, end, Dh - d, STEP, WIDEN)
+        k = tile_of(key + d, stride_n, n, N, Dh - d, STEP, WIDEN)
+        logits = tl.dot(q, k.T, logits, input_precision="ieee")
+    return tl.where((n < N)[None, :], logits * scale, float("-inf"))
 
 
 @triton.jit
@@ -53,18 +61,19 @@ def finite_shift(highest):
 def add_up_queries(
     query, stride_q, first, end, key, stride_n, scale, sums,
     N: tl.constexpr, Dh: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    BLOCK_DH: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_DH: tl.constexpr, STEP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """sums [N]: the softmax rows of queries [first, end), added up tile by tile. query [Q, Dh] and
     key [N, Dh] are a head's."""
     for start_q in range(first, end, BLOCK_Q):
         i = start_q + tl.arange(0, BLOCK_Q)
-        q = tile_of(query, stride_q, i, end, Dh, BLOCK_DH, WIDEN)
+        queries, keys = (query, stride_q, i, end), (key, stride_n)
+        q = tile_of(query, stride_q, i, end, Dh, STEP, WIDEN)
         highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_Q], tl.float32)
         for start in tl.range(0, N, BLOCK_KEYS, num_stages=3):
             n = start + tl.arange(0, BLOCK_KEYS)
-            logits = logits_of(q, key, stride_n, scale, n, N, Dh, BLOCK_DH, WIDEN)
+            logits = logits_of(queries, q, keys, n, scale, N, Dh, BLOCK_DH, STEP, WIDEN)
             new = tl.maximum(highest, tl.max(logits, axis=1))
             shift = finite_shift(new)
             e = exp_nonpositive(logits - shift[:, None])
@@ -76,7 +85,7 @@ def add_up_queries(
         held = tl.minimum(start_q - first, 1) * N  # columns with the sums of tiles before
         for start in tl.range(0, N, BLOCK_KEYS, num_stages=3):
             n = start + tl.arange(0, BLOCK_KEYS)
-            logits = logits_of(q, key, stride_n, scale, n, N, Dh, BLOCK_DH, WIDEN)
+            logits = logits_of(queries, q, keys, n, scale, N, Dh, BLOCK_DH, STEP, WIDEN)
             e = exp_nonpositive(logits - shift[:, None]) * factor[:, None]
             column = tl.sum(tl.where((i < end)[:, None], e, 0.0), axis=0)
             # No probability is negative: to add 0 changes none.
@@ -89,7 +98,7 @@ def add_up_queries(
 def attend_queries(
     layer, row, h, j, queries, per_job, scale, sums,
     N: tl.constexpr, Dh: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    BLOCK_DH: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_DH: tl.constexpr, STEP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """add_up_queries of job j of head h of a layer's row: (query, three strides, key, three
     strides)."""
@@ -100,7 +109,7 @@ def attend_queries(
         query + row.to(tl.int64) * query_stride_row + h.to(tl.int64) * query_stride_h,
         query_stride_q, first, tl.minimum(first + per_job, queries),
         key + row.to(tl.int64) * key_stride_row + h.to(tl.int64) * key_stride_h, key_stride_n,
-        scale, sums, N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, WIDEN,
+        scale, sums, N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, STEP, WIDEN,
     )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ def heads_job(
     layer, row, memory_row, job, scale, counter,
     T: tl.constexpr, H: tl.constexpr, N: tl.constexpr, Dh: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, WIDEN: tl.constexpr, DRAIN: tl.constexpr,
-    MANY: tl.constexpr, INIT: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, STEP: tl.constexpr, WIDEN: tl.constexpr,
+    DRAIN: tl.constexpr, MANY: tl.constexpr, INIT: tl.constexpr,
 ):  # fmt: skip
     """One head of a layer's row, into the last T of its memory; or one job of many queries."""
     tensors, queries, per_job, attention = layer
@@ -30,7 +30,7 @@ def heads_job(
         sums = attention + (memory_row.to(tl.int64) * H * jobs + job) * N
         attend_queries(
             tensors, row, job // jobs, job % jobs, queries, per_job, scale, sums,
-            N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, WIDEN,
+            N, Dh, BLOCK_Q, BLOCK_KEYS, BLOCK_DH, STEP, WIDEN,
         )  # fmt: skip
     else:
         head = attention + (memory_row.to(tl.int64) * H + job) * N

@@ -56,8 +56,8 @@ def select_kernel(
     features, stride_p, stride_t,  # [P, T, D], integers of the element's size
     tokens, indices, counts,  # [K, MERGE^2 * D], [K] int64, [P] int64
     init, final,  # (data [rows, H, T], its strides), or (query [rows, H, Dh], two strides, key
-    # [rows, N, H, Dh], three strides), of MANY queries (query [rows, Q, H, Dh], three strides, ...);
-    # P rows, or for init one a picture
+    # [rows, N, H, Dh], three strides), where they are MANY (query [rows, Q, H, Dh], three strides,
+    # key, ...); P rows, or for init one a picture
     queries_init, per_job_init, queries_final, per_job_final,  # of a head, and of a job
     workspace,  # int32: kept lists [P, M], row counts [P, SIDE], and shares [P] or, under `pooled`,
     # keys [P, M]; then float32, where patches are merged, their scores [P + B, T], and of
@@ -73,7 +73,7 @@ def select_kernel(
     PUBLISHED: tl.constexpr, POOLED: tl.constexpr, RASTER: tl.constexpr, FULL_LAST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_POOL: tl.constexpr,
     ALL_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DH: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, STEP: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     PICTURES: tl.constexpr, DRAIN: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def select_kernel(
                 row = tl.where(init_is_by_picture != 0, b, first_partition_of(budgets))
                 heads_job(
                     init_layer, row, b, job_of_row, scale, counter_of(ours, b, HEADS_INIT),
-                    T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, WIDEN, DRAIN,
+                    T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, STEP, WIDEN, DRAIN,
                     MANY_INIT, True,
                 )  # fmt: skip
     elif job < heads_jobs:
@@ -118,7 +118,7 @@ def select_kernel(
             b, box, budgets, place = find_picture(pictures, count, p, 0, 1, PICTURES)
             heads_job(
                 final_layer, p, p, job_of_row, scale, counter_of(ours, b, HEADS_FINAL),
-                T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, WIDEN, DRAIN,
+                T, H, N, Dh, ALL_N, BLOCK_N, BLOCK_DH, BLOCK_Q, BLOCK_KEYS, STEP, WIDEN, DRAIN,
                 MANY_FINAL, False,
             )  # fmt: skip
     elif job < heads_jobs + preparing:
@@ -133,9 +133,7 @@ def select_kernel(
                 T, H, N, SIDE, MERGE, BLOCK_T, BLOCK_M, FROM_KEYS, MANY_FINAL,
             )  # fmt: skip
             full_image = first_partition_of(budgets)
-            score_job(
-                p - full_image, keys, box, budgets, pool + full_image * M, M, SIDE, BLOCK_M
-            )
+            score_job(p - full_image, keys, box, budgets, pool + full_image * M, M, SIDE, BLOCK_M)
         else:
             b, box, budgets, place = find_picture(pictures, count, job - heads_jobs, 1, 0, PICTURES)
             R, C = grid_of(box, budgets)

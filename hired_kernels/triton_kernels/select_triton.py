@@ -29,13 +29,14 @@ from .launching import (
     check_aligned,
     check_limit,
     head_tiles,
+    is_amd,
     layer_of,
     on,
     queries_of,
-    query_tiles,
     queries_per_job,
+    query_tiles,
+    registers,
     warps,
-    widens,
 )
 from .pictures import SUB_IMAGES, Picture, pack
 from .plan import gather_programs, plan
@@ -47,6 +48,8 @@ MAX_SUB_IMAGES = SUB_IMAGES.value
 TOKEN_TILE, MAX_BLOCK_D = 4096, 1024
 # Partitions whose keys a program of `pooled` looks at together.
 POOL_TILES = 4
+
+TILES_OF_KEYS = ("ALL_N", "BLOCK_N", "BLOCK_DH", "BLOCK_Q", "BLOCK_KEYS", "STEP", "WIDEN")
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -154,7 +157,7 @@ def launch_select(
     """One launch: `pictures`, the `first`-th of the batch and those after it."""
     P, T, _ = features.shape
     H, N, Dh = layers.H, layers.N, layers.Dh
-    pieces = rules.merge**2
+    device, pieces = features.device, rules.merge**2
     M, side = T // pieces, math.isqrt(T) // rules.merge
     B, p0, row0 = len(pictures), pictures[0].first_partition, pictures[0].first_row
     last = pictures[-1]
@@ -176,7 +179,7 @@ def launch_select(
     # Copied as integers of the element's size, or of what the address is a multiple of.
     integer = _INTEGERS[math.gcd(features.itemsize, features.data_ptr())]
     features, tokens = features.view(integer), tokens.view(integer)
-    tiles = _tiles(T, M, features.shape[2], N, Dh, final[0].itemsize)
+    tiles = _tiles(T, M, features.shape[2], N, Dh, device, final[0].dtype)
     full_chunks, sub_chunks = gather_programs(
         pictures, M, pieces, tiles["BLOCK_ROWS"], rules.policy
     )
@@ -192,7 +195,6 @@ def launch_select(
     gather_jobs = B * full_chunks + (partitions - B) * sub_chunks
     jobs = init_jobs + final_jobs + (partitions if pooled else B) + partitions + gather_jobs
 
-    device = features.device
     words_of_workspace = partitions * (M + side + (M if pooled else 1))
     words_of_workspace += (init_jobs + final_jobs) * N
     if rules.merge > 1:
@@ -200,49 +202,41 @@ def launch_select(
     workspace = torch.empty(words_of_workspace, dtype=torch.int32, device=device)
     counters = counters_on(device, counters_of(most))
     select_kernel[(jobs,)](
-        features, features.stride(0), features.stride(1), tokens, indices, counts, init, final, *of_queries,
-        workspace, counters, set_of(counters.numel()), tuple(words),
+        features, features.stride(0), features.stride(1), tokens, indices, counts,
+        init, final, *of_queries, workspace, counters, set_of(counters.numel()), tuple(words),
         B, partitions, p0, int(by_picture), init_jobs, first_share(M, 1.0 - rules.alpha),
         full_chunks, sub_chunks, layers.scale, H,
         T=T, SIDE=side, MERGE=rules.merge, D=features.shape[2], H=H, N=N, Dh=Dh,
         FROM_KEYS=from_keys, MANY_INIT=layers.Q_init > 1 and not pooled,
-        MANY_FINAL=layers.Q_final > 1, WIDEN=widens(device, final[0].dtype),
+        MANY_FINAL=layers.Q_final > 1,
         PUBLISHED=rules.policy == "published", POOLED=pooled,
         # Without square partitions nobody has sub-images in raster order.
         RASTER=rules.order == "raster" and side * side == M, FULL_LAST=rules.order == "full_last",
         **tiles, PICTURES=most, DRAIN=_needs_drain(device),
-        num_warps=warps(T), enable_fp_fusion=True, **_registers(device),
+        num_warps=warps(T), enable_fp_fusion=True, **registers(),
     )  # fmt: skip
 
 
 @functools.cache
-def _tiles(T: int, M: int, D: int, N: int, Dh: int, itemsize: int) -> dict[str, int]:
-    """Sizes of the kernel's tensors, powers of two; `itemsize` is that of scores or keys."""
+def _tiles(
+    T: int, M: int, D: int, N: int, Dh: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, int]:
+    """Sizes of the kernel's tensors, powers of two; the dtype is that of scores or keys."""
     block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
     tiles = {"BLOCK_T": block_of(T), "BLOCK_M": block_of(M), "BLOCK_D": block_d}
     tiles["BLOCK_POOL"] = POOL_TILES * tiles["BLOCK_M"]
     tiles["BLOCK_ROWS"] = max(WARPS, min(32, TOKEN_TILE // block_d))
     if N == 0:
-        return {**tiles, **dict.fromkeys(("ALL_N", "BLOCK_N", "BLOCK_DH", "BLOCK_Q", "BLOCK_KEYS"), 1)}
-    return {**tiles, **head_tiles(N, Dh, itemsize), **query_tiles(Dh, itemsize)}
+        return {**tiles, **dict.fromkeys(TILES_OF_KEYS, 1)}
+    return {**tiles, **head_tiles(N, Dh, dtype.itemsize), **query_tiles(Dh, device, dtype)}
 
 
 @functools.cache
 def _needs_drain(device: torch.device) -> bool:
     """See tickets.all_stored."""
-    if device.type != "cuda" or not torch.version.hip:
+    if device.type != "cuda" or not is_amd():
         return False
     return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx9")
-
-
-# All that 16 warps can have. By itself ptxas stops at 64 to 96, for the sake of programs beside
-# this one, and fetches a row of scores in two or three trips instead of one.
-MOST_REGISTERS = 128
-
-
-def _registers(device: torch.device) -> dict[str, int]:
-    """What only NVIDIA's compiler is told."""
-    return {} if torch.version.hip else {"maxnreg": MOST_REGISTERS}
 
 
 def _rows_from(layer: tuple, row: int) -> tuple:
