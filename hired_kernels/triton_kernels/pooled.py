@@ -47,8 +47,8 @@ def find_digit(counts, k):
 @triton.jit
 def find_cut(pool, keys_in_pool, k, BLOCK: tl.constexpr):
     """The k-th largest key, how many of its equals are among the k largest, and whether there may
-    be more of them. (Once no more than k keys have the digits found or larger ones, those are the k,
-    and the cut is the least key of these digits.)"""
+    be more of them. Once no more than k keys have the digits found or larger ones, those are the
+    k, and the cut is the least number with these digits."""
     highest = tl.full((), KEY_EXCLUDED, tl.uint32)
     complement = tl.full((), 0, tl.uint32)
     for start in range(0, keys_in_pool, BLOCK):
