@@ -26,7 +26,11 @@ import triton.language as tl
 
 from hired_kernels.triton_kernels import pooled as pooling
 
-pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("dirty_memory", "one_thread"),
+    # NumPy's, of the infinities that tests put in.
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero):RuntimeWarning"),
+]
 
 interpreted = by_backend("triton")
 GRIDS = ((2, 2), (1, 2))

@@ -23,7 +23,11 @@ if not INTERPRETED:
 from hired_kernels.triton_kernels import launching
 from hired_kernels.triton_kernels.queries import MOST_JOBS
 
-pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("dirty_memory", "one_thread"),
+    # NumPy's, of the infinities that tests put in.
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero):RuntimeWarning"),
+]
 
 interpreted = by_backend("triton")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
