@@ -26,7 +26,8 @@ def plan(
     for b, (R, C) in enumerate(arguments.pairs(grids)):
         box, in_subs = (0, R * side, 0, C * side), R * C * M
         if crops is not None and R > 0:
-            top, bottom, left, right = box = tuple(crops[4 * b : 4 * b + 4])
+            top, bottom, left, right = crops[4 * b : 4 * b + 4]
+            box = (top, bottom, left, right)
             if policy != "published":  # which learns what is padding only after it has chosen
                 in_subs = (bottom - top) * (right - left)
         rows = full = min(budgets[b], M + in_subs)

@@ -46,8 +46,9 @@ from .tickets import counters_of, set_of
 MAX_SUB_IMAGES = SUB_IMAGES.value
 # Guesses, measured nowhere yet. Elements of a tile of tokens: a row of D = 1024 for each warp.
 TOKEN_TILE, MAX_BLOCK_D = 4096, 1024
-# Keys that a program of `pooled` looks at together: of so many partitions, but no more.
-POOL_PARTITIONS, MAX_BLOCK_POOL = 4, 8192
+# Keys that a program of `pooled` looks at together: of four partitions, but no more than this, or
+# half where a program has more than WARPS, which would spill 8 to 12 bytes.
+MAX_BLOCK_POOL = 4096
 
 TILES_OF_KEYS = ("ALL_N", "BLOCK_N", "BLOCK_DH", "BLOCK_Q", "BLOCK_KEYS", "STEP", "WIDEN")
 
@@ -224,7 +225,8 @@ def _tiles(
     """Sizes of the kernel's tensors, powers of two; the dtype is that of scores or keys."""
     block_d = min(triton.next_power_of_2(max(D, 1)), MAX_BLOCK_D)
     tiles = {"BLOCK_T": block_of(T), "BLOCK_M": block_of(M), "BLOCK_D": block_d}
-    tiles["BLOCK_POOL"] = min(POOL_PARTITIONS * tiles["BLOCK_M"], MAX_BLOCK_POOL)
+    most = MAX_BLOCK_POOL if warps(T) == WARPS else MAX_BLOCK_POOL // 2
+    tiles["BLOCK_POOL"] = min(4 * tiles["BLOCK_M"], most)
     tiles["BLOCK_ROWS"] = max(WARPS, min(32, TOKEN_TILE // block_d))
     if N == 0:
         return {**tiles, **dict.fromkeys(TILES_OF_KEYS, 1)}
