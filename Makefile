@@ -21,7 +21,7 @@ EMULATED_TESTS := $(TARGET_TESTS) $(patsubst %,tests/emulator/test_%.py,emulated
 CUDA_BUILD_TESTS := $(patsubst %,tests/build/test_%.py,cuda_build cuda_toolchain machine_code symbols) \
   tests/build/test_deployment.py::test_library_needs_no_python \
   $(patsubst %,tests/operators/test_%.py,backends parity)
-INTERPRETED_TESTS := tests/operators/test_triton.py $(TARGET_TESTS) tests/operators/test_bad_calls.py
+INTERPRETED_TESTS := $(wildcard tests/operators/test_triton*.py) $(TARGET_TESTS) tests/operators/test_bad_calls.py
 SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo check test sanitizers test-sanitize test-emulated test-triton test-vllm \

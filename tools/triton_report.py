@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from hired_kernels.triton_kernels import cls_attention_triton, select_triton
+from hired_kernels.triton_kernels import cls_attention_triton, launching, select_triton
 
 NVIDIA = (75, 80, 86, 89, 90, 100, 120)
 AMD = {"gfx90a": 64, "gfx942": 64, "gfx1100": 32}  # and lanes of a wave
@@ -30,14 +30,22 @@ TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in NVIDIA},
     **{arch: GPUTarget("hip", arch, lanes) for arch, lanes in AMD.items()},
 }
+# Where launching.widens says yes of 16-bit dtypes.
+WIDENED = ("sm_75", "gfx90a")
 # Of LLaVA-NeXT's shape: T = 576, H = 16, N = 577, Dh = 64, D = 1024.
 CALLS = {
-    "select<float16, exact>": ("select", torch.float16, "exact"),
-    "select<bfloat16, published>": ("select", torch.bfloat16, "published"),
-    "select_qk<float16, exact>": ("select_qk", torch.float16, "exact"),
-    "select_qk<float32, published>": ("select_qk", torch.float32, "published"),
-    "cls_attention<float16>": ("cls_attention", torch.float16, ""),
-    "cls_attention<float32>": ("cls_attention", torch.float32, ""),
+    "select<float16, exact>": ("select", torch.float16, {}),
+    "select<bfloat16, published>": ("select", torch.bfloat16, {"policy": "published"}),
+    "select<float16, pooled>": ("select", torch.float16, {"policy": "pooled"}),
+    "select<float16, merged>": ("select", torch.float16, {"merge": 2, "order": "full_last"}),
+    "select_qk<float16, exact>": ("select_qk", torch.float16, {}),
+    "select_qk<float32, published>": ("select_qk", torch.float32, {"policy": "published"}),
+    "select_qk<float16, queries>": ("select_qk", torch.float16, {"Q": 576}),
+    "select_qk<float32, queries>": ("select_qk", torch.float32, {"Q": 576, "policy": "pooled"}),
+    "cls_attention<float16>": ("cls_attention", torch.float16, {}),
+    "cls_attention<float32>": ("cls_attention", torch.float32, {}),
+    "cls_attention<float16, queries>": ("cls_attention", torch.float16, {"Q": 576}),
+    "cls_attention<float32, queries>": ("cls_attention", torch.float32, {"Q": 576}),
 }
 OPERATORS = {
     "select": select_triton.select,
@@ -49,14 +57,17 @@ KERNELS = ((select_triton, "select_kernel"), (cls_attention_triton, "cls_attenti
 
 
 def call(op: str, dtype: torch.dtype, policy: str = "exact", grids: tuple[int, ...] = (2, 2),
-         budget: int = 576, order: str = "raster", T: int = 576) -> dict[str, Any]:  # fmt: skip
-    """Arguments of `op`, by name, on the CPU; their values do not matter."""
+         budget: int = 576, order: str = "raster", T: int = 576, merge: int = 1,
+         Q: int | None = None) -> dict[str, Any]:  # fmt: skip
+    """Arguments of `op`, by name, on the CPU; their values do not matter. Q: None for queries
+    without that dimension."""
     P = sum(1 + R * C for R, C in zip(grids[::2], grids[1::2], strict=True))
     if op == "select":
         rows = torch.zeros(P, 16, T + 1, dtype=dtype)[:, :, 1:]
         scores = {"attn_init": rows, "attn_final": rows}
     else:
-        query, key = torch.zeros(P, 16, 64, dtype=dtype), torch.zeros(P, T + 1, 16, 64, dtype=dtype)
+        queries = (P, 16, 64) if Q is None else (P, Q, 16, 64)
+        query, key = torch.zeros(queries, dtype=dtype), torch.zeros(P, T + 1, 16, 64, dtype=dtype)
         if op == "cls_attention":
             return {"query": query, "key": key, "tokens": T}
         scores = {f"query_{layer}": query for layer in ("init", "final")}
@@ -64,7 +75,7 @@ def call(op: str, dtype: torch.dtype, policy: str = "exact", grids: tuple[int, .
     features = torch.zeros(P, T + 1, 1024, dtype=dtype)[:, 1:]
     budgets = [budget] * (len(grids) // 2)
     return {"features": features, **scores, "grids": list(grids), "budgets": budgets,
-            "policy": policy, "order": order}  # fmt: skip
+            "policy": policy, "order": order, "merge": merge}  # fmt: skip
 
 
 class _Driver:
@@ -101,26 +112,28 @@ def compiling(target: str) -> Iterator[list[Any]]:
     """Calls made in here are compiled for a target of TARGETS: the list of what each was given."""
     compiled: list[Any] = []
     triton.runtime.driver.set_active(_Driver(target))  # and so it stays: there is no other to go to
-    before = select_triton._needs_drain, select_triton._registers
+    before = select_triton._needs_drain, launching.is_amd, launching.widens
     kernels = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, kernels, strict=True):
         setattr(module, name, _Compiler(kernel, compiled))
     select_triton._needs_drain = lambda device: target.startswith("gfx9")
-    if TARGETS[target].backend == "hip":
-        select_triton._registers = lambda device: {}
+    launching.widens = lambda device, dtype: target in WIDENED and dtype != torch.float32
+    select_triton._tiles.cache_clear()
+    launching.is_amd = lambda: TARGETS[target].backend == "hip"
     try:
         yield compiled
     finally:
         for (module, name), kernel in zip(KERNELS, kernels, strict=True):
             setattr(module, name, kernel)
-        select_triton._needs_drain, select_triton._registers = before
+        select_triton._needs_drain, launching.is_amd, launching.widens = before
+        select_triton._tiles.cache_clear()
 
 
 def compile_call(name: str, target: str) -> Any:
     """A call of CALLS, compiled."""
-    op, dtype, policy = CALLS[name]
+    op, dtype, changes = CALLS[name]
     with compiling(target) as compiled:
-        OPERATORS[op](**call(op, dtype, policy))
+        OPERATORS[op](**call(op, dtype, **changes))
     (kernel,) = compiled
     return kernel
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture's budget, shared out among its sub-images by how many of the full image's best
-patches at the initial layer lie in each. Integers throughout under `exact`; the two float32
+tokens at the initial layer lie in each. Integers throughout under `exact`; the two float32
 roundings of the published code under `published`.
 
-Vectors over sub-images are SUB_IMAGES long. T <= 2^12 and R * C <= 2^6 keep products in 32 bits.
+Vectors over sub-images are SUB_IMAGES long. M <= 2^12 and R * C <= 2^6 keep products in 32 bits.
 Two sums share a word and a reduction: that of capacities, up to 2^18, and above it that of weights,
-up to T, or of ones.
+up to M, or of ones.
 """
 
 import triton
@@ -19,17 +19,17 @@ UPPER = tl.constexpr(1 << 19)  # one of the upper sum; capacities add up to less
 
 
 @triton.jit
-def count_weights(box, budgets, kept, T: tl.constexpr, SIDE: tl.constexpr, BLOCK_T: tl.constexpr,
+def count_weights(box, budgets, kept, M: tl.constexpr, SIDE: tl.constexpr, BLOCK_M: tl.constexpr,
                   PUBLISHED: tl.constexpr):  # fmt: skip
-    """How many of the patches that are kept [BLOCK_T] fall to each sub-image; by regions under
+    """How many of the tokens that are kept [BLOCK_M] fall to each sub-image; by regions under
     `exact`, by contiguous runs under `published`."""
-    t = tl.arange(0, BLOCK_T)
+    m = tl.arange(0, BLOCK_M)
     if PUBLISHED:
         R, C = grid_of(box, budgets)
-        sub_image = t // (T // (R * C))
+        sub_image = m // (M // (R * C))
     else:
-        sub_image = sub_image_of(box, budgets, t, SIDE)
-    return tl.histogram(sub_image, SUB_IMAGES, mask=kept & (t < T))
+        sub_image = sub_image_of(box, budgets, m, SIDE)
+    return tl.histogram(sub_image, SUB_IMAGES, mask=kept & (m < M))
 
 
 @triton.jit
@@ -69,22 +69,22 @@ def share_out(rest, weights, capacities, sharing):
 
 
 @triton.jit
-def share_out_published(rest, weights, T: tl.constexpr):
+def share_out_published(rest, weights, M: tl.constexpr):
     """Each product rounded to float32 twice and truncated; the remainder is lost."""
     total = tl.sum(weights, axis=0)
     weight = tl.div_rn(weights.to(tl.float32), total.to(tl.float32))
-    return tl.minimum((weight * rest.to(tl.float32)).to(tl.int32), T)
+    return tl.minimum((weight * rest.to(tl.float32)).to(tl.int32), M)
 
 
 @triton.jit
-def allocate(box, budgets, keys, counted, T: tl.constexpr, SIDE: tl.constexpr,
-             BLOCK_T: tl.constexpr, PUBLISHED: tl.constexpr):  # fmt: skip
+def allocate(box, budgets, keys, counted, M: tl.constexpr, SIDE: tl.constexpr,
+             BLOCK_M: tl.constexpr, PUBLISHED: tl.constexpr):  # fmt: skip
     """What each sub-image keeps (under `published`, before the crop), [SUB_IMAGES] int32, of the
-    full image's keys [BLOCK_T] at the initial layer."""
+    full image's keys [BLOCK_M] at the initial layer."""
     kept = choose(keys, counted)
-    weights = count_weights(box, budgets, kept, T, SIDE, BLOCK_T, PUBLISHED)
+    weights = count_weights(box, budgets, kept, M, SIDE, BLOCK_M, PUBLISHED)
     if PUBLISHED:
-        shares = share_out_published(rest_of(budgets), weights, T)
+        shares = share_out_published(rest_of(budgets), weights, M)
     else:
         i = tl.arange(0, SUB_IMAGES)
         R, C = grid_of(box, budgets)

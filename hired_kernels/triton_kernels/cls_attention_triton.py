@@ -13,11 +13,18 @@ from .launching import (
     MAX_DH,
     MAX_H,
     MAX_N,
+    MAX_Q,
     MAX_T,
+    block_of,
     check_aligned,
     check_limit,
     head_tiles,
+    layer_of,
     on,
+    queries_of,
+    queries_per_job,
+    query_tiles,
+    registers,
     warps,
 )
 
@@ -28,9 +35,10 @@ def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | Non
     """`torch.ops.hired.cls_attention` by the Triton kernel; all else is the operator's."""
     arguments.check_cls_attention(query, key, tokens, scale)
     refuse = Refusal("cls_attention")
-    P, N, H, Dh = key.shape
+    (P, N, H, Dh), Q = key.shape, queries_of(query)
     check_limit(refuse, "query", "H", H, MAX_H)
     check_limit(refuse, "query", "Dh", Dh, MAX_DH)
+    check_limit(refuse, "query", "Q", Q, MAX_Q)
     check_limit(refuse, "query", "P * H", P * H, MAX_PROGRAMS)
     check_limit(refuse, "key", "N", N, MAX_N)
     check_limit(refuse, "tokens", "T", tokens, MAX_T)
@@ -39,11 +47,13 @@ def cls_attention(query: Tensor, key: Tensor, tokens: int, *, scale: float | Non
     if P == 0:
         return attention
     logits = query.new_empty(P * H * N, dtype=torch.float32)
+    tiles = {**head_tiles(N, Dh, key.itemsize), **query_tiles(Dh, key.device, key.dtype)}
     with on(query.device):
         cls_attention_kernel[(P * H,)](
-            (query, *query.stride()[:2], key, *key.stride()[:3]),
+            layer_of(query, key),
             logits, attention, Dh**-0.5 if scale is None else scale, H,
-            T=tokens, N=N, Dh=Dh, **head_tiles(N, Dh, key.itemsize),
-            num_warps=warps(tokens), enable_fp_fusion=True,
+            Q, queries_per_job(Q, tiles["BLOCK_Q"]),
+            T=tokens, N=N, Dh=Dh, **tiles, BLOCK_T=block_of(tokens), MANY=Q > 1,
+            num_warps=warps(tokens), enable_fp_fusion=True, **(registers() if Q > 1 else {}),
         )  # fmt: skip
     return attention

@@ -14,15 +14,15 @@ import triton
 import triton.language as tl
 
 WORDS = tl.constexpr(3)
-# A grid has at most this many sub-images: vectors over them, and over a partition's patch rows, are
-# as long.
+# A grid has at most this many sub-images: vectors over them, and over a partition's rows of tokens,
+# are as long.
 SUB_IMAGES = tl.constexpr(64)
 
 
 class Picture(NamedTuple):
     """Numbers of one picture. Positions count from the first of the launch.
 
-    R, C: its grid. top, bottom, left, right: what is picture and not padding, in patches of the
+    R, C: its grid. top, bottom, left, right: what is picture and not padding, in tokens of the
     assembled grid. first_partition, first_row, output_rows: what it owns of the batch and of the
     output. full_budget: what the full image keeps; rest: what its sub-images share.
     """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which row of the output a kept patch takes: the full image's in index order, then the sub-images'
-one after the other, or in raster order over the assembled grid, as LLaVA-NeXT packs them. A
-partition needs to know of the others only how many patches they keep, in all or a patch row.
+"""Which row of the output a kept token takes: the full image's in index order, before or behind the
+sub-images' one after the other, or before theirs in raster order over the assembled grid, as
+LLaVA-NeXT packs them. A partition needs to know of the others only how many tokens they keep, in
+all or a row.
 """
 
 import triton
@@ -27,7 +28,7 @@ def add_four(beside, row, first, column, C, SIDE: tl.constexpr):
 
 @triton.jit
 def counts_beside(row_counts, sub_image, C, SIDE: tl.constexpr):
-    """[SUB_IMAGES] each, one for each patch row y: how many patches the sub-images left of this one
+    """[SUB_IMAGES] each, one for each row y of tokens: how many the sub-images left of this one
     keep in it, and how many those left or right. row_counts [R * C, SIDE] lie in memory. With C = 0
     nothing is read, and all is 0.
 
@@ -45,8 +46,8 @@ def counts_beside(row_counts, sub_image, C, SIDE: tl.constexpr):
 
 @triton.jit
 def raster_shifts(beside):
-    """[SUB_IMAGES], one for each patch row y: what is added to a patch's position in its sub-image
-    to give its place among all kept patches of its row of sub-images in raster order. `beside` are
-    the sub-image's counts_beside."""
+    """[SUB_IMAGES], one for each row y of tokens: what is added to a token's position in its
+    sub-image to give its place among all kept tokens of its row of sub-images in raster order.
+    `beside` are the sub-image's counts_beside."""
     left, others = beside
     return tl.cumsum(others, axis=0) - others + left

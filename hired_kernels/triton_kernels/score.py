@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of patches, as ordered keys: the CLS token's attention, summed over heads in float32.
+"""Scores of tokens, as ordered keys: the CLS token's attention to their patches, summed over heads
+in float32.
 
 From attention rows each element is read once; from queries and keys a program computes the softmax
 of one head, e^(x - max) / sum over all N keys, which `select_qk` then sums over heads, and
@@ -28,14 +29,35 @@ def ordered_key(score):
 @triton.jit
 def score_attention(attention, stride_h, stride_t, H: tl.constexpr, T: tl.constexpr,
                     BLOCK_T: tl.constexpr):  # fmt: skip
-    """keys [BLOCK_T] of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits everywhere."""
+    """Scores [BLOCK_T] of the patches, of attention [H, T]: ((a0 + a1) + a2) + ..., the same bits
+    everywhere."""
     t = tl.arange(0, BLOCK_T)
     column = attention + t.to(tl.int64) * stride_t  # [BLOCK_T]
     score = tl.load(column, mask=t < T, other=0.0).to(tl.float32)
     for h in tl.static_range(1, H):
         head = column + tl.full((), h, tl.int64) * stride_h
         score += tl.load(head, mask=t < T, other=0.0).to(tl.float32)
-    return tl.where(t < T, ordered_key(score), KEY_EXCLUDED)
+    return score
+
+
+@triton.jit
+def token_keys(score, patch_scores, T: tl.constexpr, SIDE: tl.constexpr, MERGE: tl.constexpr,
+               BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
+    """Ordered keys [BLOCK_M] of the tokens, of the scores [BLOCK_T] of their patches. Those of a
+    block of MERGE x MERGE patches are added up in raster order; patch_scores [T] is memory for it.
+    """
+    t, m = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_M)
+    pieces: tl.constexpr = MERGE * MERGE
+    if MERGE > 1:
+        tl.store(patch_scores + t, score, mask=t < T)
+        tl.debug_barrier()  # other threads have written what one reads
+        inside = m < T // pieces
+        corner = patch_scores + m // SIDE * (pieces * SIDE) + m % SIDE * MERGE
+        score = tl.load(corner, mask=inside, other=0.0)
+        for i in tl.range(1, pieces, loop_unroll_factor=4):
+            patch = corner + i // MERGE * (MERGE * SIDE) + i % MERGE
+            score += tl.load(patch, mask=inside, other=0.0)
+    return tl.where(m < T // pieces, ordered_key(score), KEY_EXCLUDED)
 
 
 @triton.jit

@@ -7,8 +7,9 @@ ends, and then the next one: no order of scheduling can hang a launch, one progr
 (Triton's interpreter) included.
 
 Counters: tickets, a spare word, and two sets, used in turn. A set has for each picture how many
-heads of its initial-layer row and of its partitions' final-layer rows are done, whether it is
-weighed, and how many partitions are chosen. The top bit of the tickets says which set a launch
+heads of its initial-layer row and of its partitions' final-layer rows are done, how many jobs that
+prepare its choices (one that weighs, or under `pooled` one a partition that scores), and how many
+partitions are chosen. The top bit of the tickets says which set a launch
 takes. Who draws the last ticket knows that nobody will touch that word, nor the other set, before
 the next launch, and makes both ready for it: so no program waits for another to leave, and no word
 counts who left. Launches on the same counters must not overlap.
@@ -19,7 +20,7 @@ import triton.language as tl
 
 HEADS_INIT = tl.constexpr(0)
 HEADS_FINAL = tl.constexpr(1)
-WEIGHED = tl.constexpr(2)
+PREPARED = tl.constexpr(2)
 CHOSEN = tl.constexpr(3)
 
 

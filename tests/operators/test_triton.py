@@ -59,7 +59,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return launch
 
     monkeypatch.setattr(select_triton, "select_kernel", Recorder())
-    monkeypatch.setattr(select_triton, "_counters", lambda device, words: counters)
+    monkeypatch.setattr(select_triton, "counters_on", lambda device, words: counters)
     return seen
 
 
@@ -76,7 +76,7 @@ def assert_ready_for(launch: int, counters: torch.Tensor) -> None:
     assert launch == 0 or (first if launch % 2 else second).any(), "what the one before counted"
 
 
-@pytest.mark.parametrize("policy", ["exact", "published"])
+@pytest.mark.parametrize("policy", ["exact", "published", "pooled"])
 @pytest.mark.parametrize("op", ["select", "select_qk"])
 def test_one_launch_a_call_that_leaves_the_counters_ready(op: str, policy: str, launches) -> None:
     call = a_call(op, 1, policy=policy, **MIXED)
