@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from call_tables import BIG, SELECTING, GoodCall, judges, transposed
-from strategies import SEVERAL_QUERIES
 
 from hired_kernels import arguments
 
@@ -134,15 +133,14 @@ good("queries-B-rows", changes, 13, ops=("select_qk",))
 changes = {"grids": [], "budgets": [], "query_init": judges(0), "query_final": judges(0)}
 good("no-queries-of-no-rows", changes, 0, ops=("select_qk",), P=0)
 good("no-queries-of-no-rows", {"query": judges(0)}, 0, ops=ONE, P=0)
-if SEVERAL_QUERIES:
-    for init, final in ((2, 1), (1, 3), (5, 33)):
-        good_queries(init, final)
-    good_queries(3, 2, policy="pooled", merge=2)
-    good_queries(2, 5, order="full_last", merge=2)
-    for Q in (2, 3, 33):
-        good(f"queries-{Q}", {"query": judges(Q)}, 6, ops=ONE)
-    same_query = {"query": lambda x: x[:, None].expand(-1, 9, -1, -1)}
-    good("the-same-query-again", same_query, 6, ops=ONE)
+for init, final in ((2, 1), (1, 3), (5, 33)):
+    good_queries(init, final)
+good_queries(3, 2, policy="pooled", merge=2)
+good_queries(2, 5, order="full_last", merge=2)
+for Q in (2, 3, 33):
+    good(f"queries-{Q}", {"query": judges(Q)}, 6, ops=ONE)
+same_query = {"query": lambda x: x[:, None].expand(-1, 9, -1, -1)}
+good("the-same-query-again", same_query, 6, ops=ONE)
 
 # cls_attention.
 

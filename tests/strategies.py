@@ -9,11 +9,9 @@ tensor is NaN.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from layouts import embed, layouts
@@ -25,13 +23,7 @@ GRIDS = [(0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (4, 1)]
 SIDES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
 ALPHAS = [0.0, 0.5, 1.0, 1 / 3, 5e-324, 1 - 2**-53]
 FEATURE_DTYPES = [*arguments.SCORE_DTYPES, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn]
-# Judges of a call. Not every backend serves more than one yet: HIRED_TEST_QUERIES=many is for those
-# that do, and the default once all do.
-SEVERAL_QUERIES = os.environ.get("HIRED_TEST_QUERIES") == "many"
-QUERIES = [1, 1, 2, 3, 4, 5, 8, 13, 33] if SEVERAL_QUERIES else [1]
-several_queries = pytest.mark.skipif(
-    not SEVERAL_QUERIES, reason="needs a backend that serves several queries"
-)
+QUERIES = [1, 1, 2, 3, 4, 5, 8, 13, 33]  # judges of a call
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Call = dict[str, Any]

@@ -31,7 +31,6 @@ from strategies import (
     same,
     seeded_call,
     select_qk_calls,
-    several_queries,
     tensors,
 )
 from targets import THREADS, in_charge, one_block_size, target
@@ -93,7 +92,6 @@ def test_numbers_of_heads(H: int) -> None:
     assert close(attention(call), expected(call), NORMAL_ERROR)
 
 
-@several_queries
 @pytest.mark.parametrize("Q", [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65, 129, 577])
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
@@ -101,7 +99,6 @@ def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
     assert close(attention(call), expected(call), NORMAL_ERROR)
 
 
-@several_queries
 @pytest.mark.parametrize("Q", [576, 144])
 def test_all_patches_judge_at_llava_next_size(Q: int) -> None:
     call = seeded_attention_call(16, P=2, Q=577, dtype=torch.float16, **LLAVA)
@@ -109,7 +106,6 @@ def test_all_patches_judge_at_llava_next_size(Q: int) -> None:
     assert close(attention(call), expected(call), NORMAL_ERROR)
 
 
-@several_queries
 def test_one_query_that_is_not_finite_is_seen_by_all_patches() -> None:
     for Q in (2, 33):
         call = seeded_attention_call(17, P=2, Q=Q)
@@ -189,7 +185,7 @@ def test_select_of_the_rows_is_select_qk(call: Call, block: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
-@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, 37])
 def test_select_of_the_rows_is_select_qk_at_llava_next_size(
     dtype: torch.dtype, Q: int | None
 ) -> None:
@@ -239,7 +235,7 @@ def test_heads_of_several_ranks_are_those_of_one(call: Call, block: int, ranks: 
         assert same((split(target, call, ranks),), (attention(call),))
 
 
-@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, 37])
 @pytest.mark.parametrize("ranks", [2, 4, 16])
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 def test_ranks_with_tensors_of_their_own(dtype: torch.dtype, ranks: int, Q: int | None) -> None:
@@ -286,7 +282,7 @@ def test_inputs_are_left_and_the_output_is_nobody_elses(call: Call) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("Q", [None, pytest.param(37, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, 37])
 def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype, Q: int | None) -> None:
     call = seeded_attention_call(12, P=4, Q=Q, dtype=dtype, **LLAVA)
     with one_block_size(128):
@@ -314,7 +310,7 @@ def test_calls_at_the_same_time_do_not_meet() -> None:
     ("name", "dim"),
     [*(("query", dim) for dim in range(2)), *(("key", dim) for dim in range(3))],
 )
-@pytest.mark.parametrize("Q", [None, pytest.param(3, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, 3])
 def test_strides_beyond_32_bits(name: str, dim: int, Q: int | None) -> None:
     needs_gib(12)
     call = seeded_attention_call(13, Q=Q, dtype=torch.float16)

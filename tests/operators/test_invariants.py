@@ -27,7 +27,6 @@ from strategies import (
     seeded_call,
     select_calls,
     select_qk_calls,
-    several_queries,
     tensors,
     tokens_of,
 )
@@ -312,7 +311,7 @@ LARGE = {"grids": ((2, 2), (0, 0), (1, 2)), "T": 576, "H": 16, "D": 64, "Dh": 64
         *((op, {}) for op in OPS),
         ("select", {"policy": "pooled"}),
         ("select_qk", {"policy": "pooled", "merge": 2}),
-        pytest.param("select_qk", {"Q": 37, "merge": 2}, marks=several_queries),
+        ("select_qk", {"Q": 37, "merge": 2}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
@@ -353,9 +352,7 @@ STRIDED = [
     *((op, "features", dim) for op in OPS for dim in range(2)),
 ]
 STRIDED_QUERIES = [
-    pytest.param("select_qk", f"query_{layer}", dim, 3, marks=several_queries)
-    for layer in ("init", "final")
-    for dim in range(3)
+    ("select_qk", f"query_{layer}", dim, 3) for layer in ("init", "final") for dim in range(3)
 ]
 
 

@@ -24,7 +24,6 @@ from strategies import (
     seeded_qk_call,
     select_calls,
     select_qk_calls,
-    several_queries,
 )
 from targets import target
 
@@ -103,7 +102,7 @@ def test_select_qk_of_llava_next_size(dtype, policy) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
-@pytest.mark.parametrize("Q", [None, pytest.param(5, marks=several_queries)])
+@pytest.mark.parametrize("Q", [None, 5])
 @pytest.mark.parametrize("policy", ["exact", "pooled"])
 def test_select_qk_of_internvl_size(policy: str, Q: int | None) -> None:
     # Tiles of 448 pixels, 32 x 32 patches, 2 x 2 of them a token; the thumbnail comes last.
@@ -113,7 +112,6 @@ def test_select_qk_of_internvl_size(policy: str, Q: int | None) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
-@several_queries
 @pytest.mark.parametrize("Q", [1, 2, 3, 7, 8, 16, 17, 32, 33, 65, 144])
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
@@ -121,7 +119,6 @@ def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
     assert same(target("select_qk", **call), reference("select_qk", **call))
 
 
-@several_queries
 def test_layers_may_differ_in_their_queries() -> None:
     call = seeded_qk_call(11, Q=20)
     for init, final in ((slice(0, 1), slice(None)), (slice(None, None, 4), 2), (0, slice(3, 5))):
