@@ -138,7 +138,7 @@ class BlockGroup {
   __device__ int team_index() const { return static_cast<int>(threadIdx.x) / kWarp; }
   __device__ int teams() const { return static_cast<int>(blockDim.x) / kWarp; }
 
-  __device__ uint32_t exclusive_sum(uint32_t n, uint32_t* total) const {
+  __device__ __forceinline__ uint32_t exclusive_sum(uint32_t n, uint32_t* total) const {
     uint32_t of_warp;
     const uint32_t in_warp = team().exclusive_sum(n, &of_warp);
     const uint32_t* shared = share(of_warp);
@@ -151,7 +151,7 @@ class BlockGroup {
     return before + in_warp;
   }
 
-  __device__ uint64_t either(uint64_t bits) const {
+  __device__ __forceinline__ uint64_t either(uint64_t bits) const {
     const uint32_t high = team().either(static_cast<uint32_t>(bits >> 32));
     const uint32_t* shared = share(team().either(static_cast<uint32_t>(bits)), high);
     uint32_t all_low = 0, all_high = 0;
@@ -161,7 +161,7 @@ class BlockGroup {
   }
 
   template <class Keep>
-  __device__ uint32_t mark(int32_t T, const Keep& keep, uint32_t* mask) const {
+  __device__ __forceinline__ uint32_t mark(int32_t T, const Keep& keep, uint32_t* mask) const {
     uint32_t marked = 0;
     for (int32_t base = team_index() * kWarp; base < T; base += size()) {
       const int32_t t = base + team().rank();
@@ -174,7 +174,7 @@ class BlockGroup {
   }
 
   // Reductions add and compare in a fixed order: the same inputs give the same bits.
-  __device__ float sum(float value) const {
+  __device__ __forceinline__ float sum(float value) const {
 #pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) {
       value += __shfl_xor_sync(kFullWarp, value, step);
@@ -185,7 +185,7 @@ class BlockGroup {
     return all;
   }
 
-  __device__ float max(float value) const {
+  __device__ __forceinline__ float max(float value) const {
 #pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) {
       const float other = __shfl_xor_sync(kFullWarp, value, step);
@@ -227,7 +227,7 @@ class BlockGroup {
 
  private:
   // Leaves what each warp has, and `other` kMaxWarps words further on, for all to read.
-  __device__ const uint32_t* share(uint32_t value, uint32_t other = 0) const {
+  __device__ __forceinline__ const uint32_t* share(uint32_t value, uint32_t other = 0) const {
     uint32_t* shared = scratch_ + turn_ * 2 * kMaxWarps;
     turn_ ^= 1;
     if (team().rank() == 0) {
@@ -251,7 +251,7 @@ class BlockGroup {
   // Calls fold(warp, its word) for one warp after the other. Words are read together, whether or
   // not there are so many warps.
   template <class Fold>
-  __device__ void for_each_warp(const uint32_t* shared, const Fold& fold) const {
+  __device__ __forceinline__ void for_each_warp(const uint32_t* shared, const Fold& fold) const {
     constexpr int kTogether = 8;  // the warps of 256 threads
     static_assert(kMaxWarps % kTogether == 0);
     for (int base = 0; base < teams(); base += kTogether) {

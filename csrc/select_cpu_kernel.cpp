@@ -159,7 +159,7 @@ void keep(const Call& call, const Workspace& w, const Pool& pool) {
     const int64_t first = picture.first_partition;
     const int64_t* counts = call.output.counts + first;  // [1 + R * C]
     int64_t* indices = call.output.indices;
-    int64_t row = base_row(rules, picture, partition, counts[0], counts + 1);
+    int64_t row = base_row(rules, picture, partition, counts);
     int32_t y = -1, shift = 0;  // of the patch before
     const uint32_t* mask = w.kept + p * words;
     for (int32_t base = 0; base < T; base += 32) {

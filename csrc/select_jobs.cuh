@@ -121,6 +121,19 @@ __device__ __forceinline__ void stage(const BlockGroup& group, const uint32_t* k
   }
 }
 
+// What a partition keeps of the picture's n keys, of which its own begin at `own`. Shared memory:
+// ChooseScratch.
+template <class Keys, int kPictures>
+__device__ __forceinline__ void choose_of_all(const LaunchParams<kPictures>& params, int32_t b,
+                                              int32_t p, const Keys& keys, int32_t n,
+                                              const Keys& own_keys, int32_t own,
+                                              ChooseScratch* choose_scratch,
+                                              PictureCounters* counters, const BlockGroup& group) {
+  const Survey surveyed = survey(group, keys, n, choose_scratch);
+  const Cut cut = choose(group, keys, n, params.pictures[b].output_rows, surveyed, choose_scratch);
+  keep(params, b, p, own_keys, cut.from(own), 0, counters, group);
+}
+
 // What a partition keeps of its picture's best under `pooled`: each of the picture's blocks looks
 // for the same cut through all of its keys, which costs less than to wait for one that does. Shared
 // memory: ChooseScratch, keys [(1 + R * C) * M] where there are no more than kStagedKeys.
@@ -134,18 +147,14 @@ __device__ __forceinline__ void choose_pooled_job(const LaunchParams<kPictures>&
   const int32_t own = (p - picture.first_partition) * T;
   auto* choose_scratch = reinterpret_cast<ChooseScratch*>(shared);
   const uint32_t* shown = params.workspace.keys + int64_t{picture.first_partition} * T;
-  const auto choose_from = [&](const auto& keys, const auto& own_keys) {
-    const Survey surveyed = survey(group, keys, n, choose_scratch);
-    const Cut cut = choose(group, keys, n, picture.output_rows, surveyed, choose_scratch);
-    keep(params, b, p, own_keys, cut.from(own), 0, counters, group);
-  };
   wait_for(&counters[b].weighed, static_cast<uint32_t>(partitions), "weighed", b);
   if (n <= kStagedKeys) {
     auto* keys = reinterpret_cast<uint32_t*>(choose_scratch + 1);
     stage(group, shown, n, keys);
-    choose_from(keys, keys + own);
+    choose_of_all(params, b, p, keys, n, keys + own, own, choose_scratch, counters, group);
   } else {
-    choose_from(FreshKeys{shown}, FreshKeys{shown + own});
+    const FreshKeys keys{shown}, own_keys{shown + own};
+    choose_of_all(params, b, p, keys, n, own_keys, own, choose_scratch, counters, group);
   }
 }
 
@@ -198,7 +207,7 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   if (ask_sub) wait_for(&counters[b].chosen_sub, static_cast<uint32_t>(n), "chosen_sub", b);
   // Masks and the low words of counts, with one trip to memory for both.
   auto* masks = reinterpret_cast<uint32_t*>(shared);
-  uint32_t* counts = masks + C * words;
+  const uint32_t* counts = masks + C * words;
   const uint32_t* mask_source = params.workspace.kept + int64_t{p - c} * words;
   const auto* count_source =
       reinterpret_cast<const uint32_t*>(params.output.counts + picture.first_partition);
@@ -207,9 +216,10 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   for (int32_t i = group.rank(); i < staged; i += group.size()) {
     const int32_t counted = i - C * words + first_count;
     const bool is_mask = i < C * words;
-    (is_mask ? masks + i : counts + counted)[0] =
+    masks[is_mask ? i : i + first_count] =
         load_fresh(is_mask ? mask_source + i : count_source + 2 * counted);
   }
+  if (!ask_full && group.rank() == 0) masks[C * words] = picture.full_budget;
   group.sync();
 
   const WarpGroup warp = group.team();
@@ -217,8 +227,7 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   const int32_t block = rules.block();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
-  const int64_t base =
-      base_row(rules, picture, partition, ask_full ? counts[0] : picture.full_budget, counts + 1);
+  const int64_t base = base_row(rules, picture, partition, counts);
   const int32_t pieces = static_cast<int32_t>(counts[partition]) * block;
   for (int32_t i = first; i < pieces; i += step) {
     const int32_t kept = block > 1 ? i / block : i, piece = i - kept * block;

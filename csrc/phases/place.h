@@ -83,11 +83,11 @@ HIRED_FN int32_t row_shift(const Team& team, const uint32_t* masks, int32_t word
 }
 
 // The output row from which a partition's kept patches count: to it, a patch adds its position in
-// the partition and, under `raster`, the shift of its patch row. full: how many the full image
-// keeps, which nobody asks where it comes last; counts [R * C]: how many each sub-image does.
+// the partition and, under `raster`, the shift of its patch row. counts [1 + R * C]: how many each
+// partition keeps, of which only those that come before are asked.
 template <class Count>
 HIRED_FN int64_t base_row(const Rules& rules, const Picture& picture, int32_t partition,
-                          int64_t full, const Count* counts) {
+                          const Count* counts) {
   const bool last = rules.order == Order::kFullLast;
   int32_t before = partition - 1;  // sub-images, of which all that is kept comes first
   if (partition == 0) {
@@ -95,8 +95,9 @@ HIRED_FN int64_t base_row(const Rules& rules, const Picture& picture, int32_t pa
   } else if (rules.order == Order::kRaster) {
     before = before / picture.cols * picture.cols;
   }
-  int64_t row = picture.first_row + (last || partition == 0 ? 0 : full);
-  for (int32_t i = 0; i < before; ++i) row += counts[i];
+  int64_t row = picture.first_row;
+  if (!last && partition > 0) row += counts[0];
+  for (int32_t i = 0; i < before; ++i) row += counts[1 + i];
   return row;
 }
 
