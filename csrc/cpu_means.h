@@ -75,9 +75,9 @@ void pack_keys(const Scalar* keys, int64_t stride_n, int64_t N, int64_t Dh, floa
   }
 }
 
-// A tile's queries, scaled: runs of kQueryRun elements, each of kTileQueries queries.
+// A tile's queries: runs of kQueryRun elements, each of kTileQueries queries.
 template <class Scalar>
-void pack_queries(const Scalar* queries, int64_t stride_q, int64_t count, int64_t Dh, float scale,
+void pack_queries(const Scalar* queries, int64_t stride_q, int64_t count, int64_t Dh,
                   float* packed) {
   for (int64_t q = 0; q < count; ++q) {
     const Scalar* query = queries + q * stride_q;
@@ -86,9 +86,9 @@ void pack_queries(const Scalar* queries, int64_t stride_q, int64_t count, int64_
       float* to = packed + (first * kTileQueries + q * kQueryRun);
       int64_t d = 0;
       for (; d + kLanes <= end; d += kLanes) {
-        store_lanes(to + d, load_lanes(query + first + d) * scale);
+        store_lanes(to + d, load_lanes(query + first + d));
       }
-      for (; d < end; ++d) to[d] = load_float(query + first + d) * scale;
+      for (; d < end; ++d) to[d] = load_float(query + first + d);
     }
   }
 }
@@ -107,14 +107,14 @@ void add_tile(int64_t count, const float* queries, const PackedKeys& keys, int64
 // sums [N, padded to whole vectors]: the softmax of queries [begin, end) of a head, added up over
 // them, from `column` on.
 template <class Scalar>
-void add_queries(const Scalar* queries, int64_t stride_q, int64_t begin, int64_t end, float scale,
+void add_queries(const Scalar* queries, int64_t stride_q, int64_t begin, int64_t end,
                  const PackedKeys& keys, int64_t column, float* packed, float* logits,
                  int64_t stride, float* sums) {
   const int64_t count = end - begin, tiles = (count + kTileQueries - 1) / kTileQueries;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     // Of nearly the same size, for a tile of few queries takes longer for each.
     const int64_t from = begin + count * tile / tiles, to = begin + count * (tile + 1) / tiles;
-    pack_queries(queries + from * stride_q, stride_q, to - from, keys.Dh, scale, packed);
+    pack_queries(queries + from * stride_q, stride_q, to - from, keys.Dh, packed);
     add_tile<kTileQueries>(to - from, packed, keys, column, logits, stride, sums);
   }
 }
@@ -160,7 +160,7 @@ void fill_sums(const Heads& heads, int64_t T, int64_t rows, const RowOf& row_of,
       float* sums = w.sums + ((i * H + h) * w.jobs + job) * w.sum_stride;
       std::memset(sums, 0, static_cast<size_t>(w.sum_stride) * sizeof(float));
       add_queries(query, layer.query_stride_q, layer.Q * job / jobs, layer.Q * (job + 1) / jobs,
-                  heads.scale, {packed, N, Dh}, column, w.queries + worker * w.query_space,
+                  {packed, N, Dh, heads.scale}, column, w.queries + worker * w.query_space,
                   w.logits + worker * kMaxTileQueries * w.logit_stride, w.logit_stride, sums);
     }
   });

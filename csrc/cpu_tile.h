@@ -47,6 +47,7 @@ inline constexpr int kPanelKeys = kPanelVectors * kLanes;
 struct PackedKeys {
   const float* data;
   int64_t N, Dh;
+  float scale;  // of dot products with them
 };
 
 // y where one of them is NaN.
@@ -119,8 +120,8 @@ HIRED_FN void exponentials(Lanes (&x)[kCount]) {
 // logits [kQueries, stride]: those of a panel, or of its first vectors; largest [kQueries]: lane by
 // lane, so far. NaN is passed over: it shows in the sum.
 template <int kQueries, int kVectors>
-HIRED_FN void panel_logits(const float* queries, const float* keys, int64_t Dh, float* logits,
-                           int64_t stride, Lanes* largest) {
+HIRED_FN void panel_logits(const float* queries, const float* keys, int64_t Dh, float scale,
+                           float* logits, int64_t stride, Lanes* largest) {
   Lanes sums[kQueries][kVectors] = {};
   for (int64_t first = 0; first < Dh; first += kQueryRun) {
     const int64_t count = Dh - first < kQueryRun ? Dh - first : kQueryRun;
@@ -141,8 +142,9 @@ HIRED_FN void panel_logits(const float* queries, const float* keys, int64_t Dh, 
   for (int q = 0; q < kQueries; ++q) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      store_lanes(logits + q * stride + v * kLanes, sums[q][v]);
-      largest[q] = larger(sums[q][v], largest[q]);
+      const Lanes logit = sums[q][v] * scale;
+      store_lanes(logits + q * stride + v * kLanes, logit);
+      largest[q] = larger(logit, largest[q]);
     }
   }
 }
@@ -198,14 +200,16 @@ void add_tile(const float* queries, const PackedKeys& keys, int64_t column, floa
   for (Lanes& lanes : largest) lanes = Lanes{} - INFINITY;
   int64_t n = 0;
   for (; n + kPanelKeys - kLanes < N; n += kPanelKeys) {
-    panel_logits<kQueries, kPanelVectors>(queries, keys.data + n * Dh, Dh, logits + n, stride,
-                                          largest);
+    panel_logits<kQueries, kPanelVectors>(queries, keys.data + n * Dh, Dh, keys.scale, logits + n,
+                                          stride, largest);
   }
   if (n < N) {
     if (kPanelVectors > 2 && n + kLanes < N) {
-      panel_logits<kQueries, 2>(queries, keys.data + n * Dh, Dh, logits + n, stride, largest);
+      panel_logits<kQueries, 2>(queries, keys.data + n * Dh, Dh, keys.scale, logits + n, stride,
+                                largest);
     } else {
-      panel_logits<kQueries, 1>(queries, keys.data + n * Dh, Dh, logits + n, stride, largest);
+      panel_logits<kQueries, 1>(queries, keys.data + n * Dh, Dh, keys.scale, logits + n, stride,
+                                largest);
     }
   }
 

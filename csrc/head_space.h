@@ -34,7 +34,7 @@ struct MeanSpace {
   int64_t key_space;  // N, padded to whole vectors, * Dh
   float* keys;        // [workers, key_space] a head's, packed
   int64_t query_space;
-  float* queries;        // [workers, query_space] a tile's, scaled
+  float* queries;        // [workers, query_space] a tile's
   int64_t logit_stride;  // N, padded to an odd number of the widest vectors
   float* logits;         // [workers, kMaxTileQueries, logit_stride]
   int64_t* first_item;   // [rows + 1] of each row among the jobs of all rows

@@ -24,15 +24,16 @@ inline Status set_device(int device) {
   return cuda_status(error, "a device");
 }
 
-// How many blocks of a kernel the device holds at once, by the registers that they are given.
-inline Status resident_blocks(int device, int64_t* blocks) {
+// How many blocks of a kernel the device holds at once, by the registers that they are given: so
+// many on a multiprocessor, on Pascal and later.
+inline Status resident_blocks(int device, int pascal, int later, int64_t* blocks) {
   int multiprocessors = 0, major = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   }
-  *blocks = int64_t{multiprocessors} * (major < 7 ? kPascalBlocksPerSm : kLaterBlocksPerSm);
+  *blocks = int64_t{multiprocessors} * (major < 7 ? pascal : later);
   return cuda_status(error, "a device");
 }
 

@@ -101,7 +101,7 @@ __device__ __forceinline__ int here(int number) {
   return number;
 }
 
-// Elements [d, d + kSliceOf) of the tile's queries, times the scale; zero beyond Dh.
+// Elements [d, d + kSliceOf) of the tile's queries; zero beyond Dh.
 template <int kTile, class Scalar>
 __device__ __forceinline__ void stage_queries(const QueryRun<Scalar>& run, int32_t d,
                                               float (&queries)[kSliceOf<Scalar>][kQueryStride]) {
@@ -111,8 +111,7 @@ __device__ __forceinline__ void stage_queries(const QueryRun<Scalar>& run, int32
        i += static_cast<int>(blockDim.x)) {
     const int32_t q = run.tile + i / kSlice, element = d + i % kSlice;
     const Scalar* query = run.queries + (q < run.left ? q : run.left - 1) * run.stride_q;
-    queries[i % kSlice][i / kSlice] =
-        element < run.Dh ? load_float(query + element) * run.scale : 0.0f;
+    queries[i % kSlice][i / kSlice] = element < run.Dh ? load_float(query + element) : 0.0f;
   }
 }
 
@@ -265,7 +264,9 @@ __device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int3
   for (int i = 0; i < kKeys; ++i) {
     const bool past = i * threads >= left;
 #pragma unroll
-    for (int q = 0; q < kTile<kKeys>; ++q) logits[q][i] = past ? -INFINITY : logits[q][i];
+    for (int q = 0; q < kTile<kKeys>; ++q) {
+      logits[q][i] = past ? -INFINITY : logits[q][i] * run.scale;
+    }
   }
 }
 

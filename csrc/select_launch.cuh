@@ -146,7 +146,10 @@ Status launch(const SomeCall& call, const DeviceWorkspace& workspace, const Cuda
   const int64_t final_jobs = int64_t{params.partitions} * params.H * params.final_runs;
   const int64_t heads = Source::kKeys ? params.init_jobs + final_jobs : 0;
   int64_t resident = 0;
-  if (Status status = resident_blocks(place.device, &resident); !status.ok()) return status;
+  constexpr int kPascal = Source::kQueries ? kQueriesBlocksPerSm : kPascalBlocksPerSm;
+  constexpr int kLater = Source::kQueries ? kQueriesBlocksPerSm : kLaterBlocksPerSm;
+  Status counted = resident_blocks(place.device, kPascal, kLater, &resident);
+  if (!counted.ok()) return counted;
   int64_t jobs = 0;
   for (int32_t rows_per_warp = 1; rows_per_warp <= kRowsPerWarp; ++rows_per_warp) {
     params.full_blocks = blocks_for(full_rows, rows_per_warp, place.threads);

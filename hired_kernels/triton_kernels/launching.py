@@ -47,6 +47,11 @@ def head_tiles(N: int, Dh: int, itemsize: int) -> dict[str, int]:
     return {"ALL_N": all_n, "BLOCK_N": block_n, "BLOCK_DH": block_dh}
 
 
+# Columns of float32 that Triton multiplies at a time, at least: 8 from 3.8 on. 16 spill up to 40
+# bytes a thread in select_qk.
+DOT_STEP = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
+
+
 def query_tiles(Dh: int, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
     """Sizes of the tiles of many queries, powers of two: rows, and columns multiplied at a time,
     few in float32, whose operands wait in registers."""
@@ -54,7 +59,7 @@ def query_tiles(Dh: int, device: torch.device, dtype: torch.dtype) -> dict[str, 
     itemsize = 4 if widen else dtype.itemsize
     block_dh = max(16, triton.next_power_of_2(Dh))
     rows = min(128 // itemsize, max(16, QUERY_TILE_BYTES // (block_dh * itemsize)))
-    step = block_dh if itemsize == 2 else 8
+    step = block_dh if itemsize == 2 else DOT_STEP
     return {"BLOCK_Q": rows, "BLOCK_KEYS": min(32, rows), "STEP": step, "WIDEN": widen}
 
 

@@ -5,7 +5,8 @@ The queries of a head are cut into jobs, and each job into tiles. A program goes
 twice for each tile: first for every query's maximum and the sum of e^(x - max), then to add up
 columns of e^(x - max) / sum. So no logits go to memory. A job leaves one row, the sums of its
 columns. Who reads these rows adds them up in the order of the jobs and divides once by the number
-of queries. Where the jobs begin depends on the number of queries, Dh and the dtype alone.
+of queries. Where the jobs begin depends on the number of queries, Dh and the dtype that they are
+multiplied in: float32, where 16-bit ones are widened (`launching.widens`).
 """
 
 import triton
