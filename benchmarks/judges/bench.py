@@ -251,6 +251,7 @@ def parse() -> Any:
     add("--dtype", choices=DTYPES, default=None, help="float32 on a CPU, float16 on a GPU")
     add("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's threads (all)")
     add("--partitions", type=int, default=None, help="P: 1 on a CPU, 5 on a GPU")
+    add("--queries", nargs="+", type=int, default=None, help="numbers of judges (1 to all)")
     add("--seconds", type=float, default=2.0, help="for each contender at each Q (2)")
     add("--quick", action="store_true", help="0.1 seconds each; prints only")
     add("--seed", type=int, default=0)
@@ -277,7 +278,7 @@ def main() -> int:
     with timing.keep_freed_memory() as kept:
         for tower in TOWERS:
             layer = seconds_of_layer(tower, options)
-            for Q in tower.queries:
+            for Q in options.queries or tower.queries:
                 command.progress(f"{tower.name}, Q = {Q} ...")
                 cases.append(run_case(tower, Q, layer, copy, options))
                 if path:  # each time: a run that is cut short leaves what it has
