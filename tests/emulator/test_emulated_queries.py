@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from cls_attention_calls import SELECTION, close
-from strategies import Call, Layout, embed, same
+from layouts import Layout, embed
+from strategies import Call, same
 from targets import emulated, schedule
 from torch import Tensor
 
@@ -60,6 +61,7 @@ def select_call(seed: int, *, Q: tuple[int, int], N: int, T: int = 16, **sizes: 
     layers = [attention_call(seed + 2 * i, Q=Q[i], N=N, P=6, **sizes) for i in range(2)]
     call: Call = {"features": normal(seed + 9, 6, T, 3), "grids": [2, 2, 0, 0]}
     call |= {"budgets": [31, 5], "alpha": 0.5, "crops": None, "policy": "exact", "order": "raster"}
+    call["merge"] = 1
     for name, layer in zip(("init", "final"), layers, strict=True):
         call[f"query_{name}"], call[f"key_{name}"] = layer["query"], layer["key"]
     return {**call, "scale": None}
