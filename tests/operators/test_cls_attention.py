@@ -41,6 +41,8 @@ from hired_kernels import arguments
 pytestmark = pytest.mark.usefixtures("dirty_memory", "one_thread")
 
 DTYPES = {"ids": lambda dtype: str(dtype).removeprefix("torch.")}
+# Judges of whole layers: Triton's interpreter takes minutes.
+MANY = pytest.param(13, marks=pytest.mark.whole_list)
 LLAVA = {"T": 576, "H": 16, "Dh": 64}
 NORMAL_ERROR = 5e-6  # of normal queries and keys at the usual scale: a few dozen roundings
 BLOCKS = st.sampled_from([32, 64, 128])
@@ -99,6 +101,7 @@ def test_numbers_of_queries(dtype: torch.dtype, Q: int) -> None:
     assert close(attention(call), expected(call), NORMAL_ERROR)
 
 
+@pytest.mark.whole_list  # Triton's interpreter takes minutes
 @pytest.mark.parametrize("Q", [576, 144])
 def test_all_patches_judge_at_llava_next_size(Q: int) -> None:
     call = seeded_attention_call(16, P=2, Q=577, dtype=torch.float16, **LLAVA)
@@ -185,7 +188,7 @@ def test_select_of_the_rows_is_select_qk(call: Call, block: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
-@pytest.mark.parametrize("Q", [None, 13])
+@pytest.mark.parametrize("Q", [None, MANY])
 def test_select_of_the_rows_is_select_qk_at_llava_next_size(
     dtype: torch.dtype, Q: int | None
 ) -> None:
@@ -235,7 +238,7 @@ def test_heads_of_several_ranks_are_those_of_one(call: Call, block: int, ranks: 
         assert same((split(target, call, ranks),), (attention(call),))
 
 
-@pytest.mark.parametrize("Q", [None, 13])
+@pytest.mark.parametrize("Q", [None, MANY])
 @pytest.mark.parametrize("ranks", [2, 4, 16])
 @pytest.mark.parametrize("dtype", arguments.SCORE_DTYPES, **DTYPES)
 def test_ranks_with_tensors_of_their_own(dtype: torch.dtype, ranks: int, Q: int | None) -> None:
@@ -282,7 +285,7 @@ def test_inputs_are_left_and_the_output_is_nobody_elses(call: Call) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("Q", [None, 13])
+@pytest.mark.parametrize("Q", [None, MANY])
 def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype, Q: int | None) -> None:
     call = seeded_attention_call(12, P=4, Q=Q, dtype=dtype, **LLAVA)
     with one_block_size(128):
