@@ -260,12 +260,13 @@ __device__ __forceinline__ void fill_tile(QuerySpace<Scalar, kKeys>& space, int3
     }
   }
   const int32_t left = run.N - chunk - rank;
+  const float scale = run.scale;
 #pragma unroll
   for (int i = 0; i < kKeys; ++i) {
     const bool past = i * threads >= left;
 #pragma unroll
     for (int q = 0; q < kTile<kKeys>; ++q) {
-      logits[q][i] = past ? -INFINITY : logits[q][i] * run.scale;
+      logits[q][i] = past ? -INFINITY : logits[q][i] * scale;
     }
   }
 }
