@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, Source::kQueries ? kQueriesBlocksPer
       choose_job<Scalar, Source>(params, params.first_partition + job, counters, shared, group);
     }
   } else {
-    gather_job(params, job - params.partitions, counters, shared, group);
+    gather_job<Source>(params, job - params.partitions, counters, shared, group);
   }
 }
 

@@ -181,6 +181,7 @@ Status load_from(const char* argument, int device) {
 template <int kPictures>
 Status load_select(const char* argument, int device) {
   Status status = load_from<kPictures, FromRows>(argument, device);
+  if (status.ok()) status = load_from<kPictures, FromMergedRows>(argument, device);
   if (status.ok()) status = load_from<kPictures, FromOneQuery>(argument, device);
   return status.ok() ? load_from<kPictures, FromQueries>(argument, device) : status;
 }
@@ -200,7 +201,9 @@ Status launch_from(const SomeCall& call, const DeviceWorkspace& workspace, const
 template <int kPictures>
 Status launch_some(const SelectCall& call, const DeviceWorkspace& workspace, const CudaPlace& place,
                    int32_t first, int32_t count) {
-  return launch_from<FromRows, kPictures>(call, workspace, place, first, count);
+  return call.plan->rules.merge == 1
+             ? launch_from<FromRows, kPictures>(call, workspace, place, first, count)
+             : launch_from<FromMergedRows, kPictures>(call, workspace, place, first, count);
 }
 
 template <int kPictures>

@@ -11,16 +11,26 @@
 namespace hired {
 inline namespace HIRED_ISA {
 
-// What scores come from.
-struct FromRows {  // select
-  static constexpr bool kKeys = false, kQueries = false;
+// What scores come from, and whether tokens may be blocks of patches. Rows alone are told apart by
+// that: without it they leave registers for three blocks of a multiprocessor, with it for two.
+struct FromRows {  // select, merge = 1
+  static constexpr bool kKeys = false, kQueries = false, kMerges = false;
+};
+struct FromMergedRows {  // select, merge > 1
+  static constexpr bool kKeys = false, kQueries = false, kMerges = true;
 };
 struct FromOneQuery {  // select_qk, Q = 1 in both layers
-  static constexpr bool kKeys = true, kQueries = false;
+  static constexpr bool kKeys = true, kQueries = false, kMerges = true;
 };
 struct FromQueries {  // select_qk, more in one of them at least
-  static constexpr bool kKeys = true, kQueries = true;
+  static constexpr bool kKeys = true, kQueries = true, kMerges = true;
 };
+
+// g of a launch.
+template <class Source>
+__device__ __forceinline__ int32_t merge_of(const Rules& rules) {
+  return Source::kMerges ? rules.merge : 1;
+}
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
 // whole call, as in Picture.

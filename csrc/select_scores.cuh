@@ -87,8 +87,8 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
                                           bool init, int64_t p,
                                           [[maybe_unused]] PictureCounters* counters,
                                           const BlockGroup& group, uint32_t* keys) {
-  const int32_t H = params.H, T = params.rules.patches();
-  const bool merged = params.rules.merge > 1;
+  const int32_t g = merge_of<Source>(params.rules), H = params.H, T = params.rules.tokens * g * g;
+  const bool merged = g > 1;
   uint32_t* scores = merged ? keys + params.rules.tokens : keys;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;

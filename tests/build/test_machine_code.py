@@ -30,7 +30,7 @@ EXPECTED = {
     ("scores, float16", "sm_100"): (48, 48, 1, 1, 0, 0, 0, 0, 0, 0),
     ("scores, float32", "sm_61"): (32, 32, 1, 1, 0, 0, 0, 0, 0, 0),
     ("scores, float32", "sm_80"): (48, 48, 1, 1, 0, 0, 0, 0, 0, 0),
-    ("scores, float32", "sm_90"): (48, 48, 1, 1, 0, 0, 0, 0, 0, 0),
+    ("scores, float32", "sm_90"): (48, 48, 1, 2, 0, 0, 0, 0, 0, 0),
     ("scores, float32", "sm_100"): (48, 48, 1, 1, 0, 0, 0, 0, 0, 0),
     ("scores of the full image, float16", "sm_61"): (32, 32, 1, 1, 0, 0, 0, 0, 0, 0),
     ("scores of the full image, float16", "sm_80"): (48, 48, 1, 1, 0, 0, 0, 0, 0, 0),

@@ -182,10 +182,11 @@ def test_what_is_killed_leaves_its_log(broken: Machine, how: signal.Signals) -> 
 
 
 def test_all_suites(machine: Machine) -> None:
-    """But for what `test_first_contact` has run: the same files by the same backend."""
-    tools = {f"{backend} {tool}" for backend in ("cuda", "triton") for tool in suites.TOOLS}
-    names = {f"triton {name}" for name in suites.CUDA_SUITES} | {"test_bad_calls"}
-    names |= {f"pascal {suites.PASCAL_SUITES[0]}", "triton short list"}
+    """But for what `test_first_contact` has run: the same files by the same backend. Of what
+    differs by an argument alone, one of each kind."""
+    tools = {f"cuda {tool}" for tool in suites.TOOLS} | {"triton racecheck"}
+    names = {f"triton {name}" for name in suites.CUDA_SUITES[:3]} | {"test_bad_calls"}
+    names |= {f"pascal {suites.PASCAL_SUITES[1]}", "triton short list"}
     result = machine.run("suites.py", *sorted(tools | names))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     table = verdicts(result.stdout)
@@ -196,7 +197,7 @@ def test_all_suites(machine: Machine) -> None:
         int(number.split()[0]) for number in result.stdout.splitlines()[-3].split(", ")
     )
     assert failed == 0
-    assert passed > 30
+    assert passed > 20
     assert skipped > 0  # what needs a real one says so
 
 

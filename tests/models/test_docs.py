@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md, docs/models.md and examples/ show works as it stands there."""
+"""What README.md, docs/api.md, docs/models.md and examples/ show works as it stands there."""
 
 import re
 import subprocess
@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from llava_models import make, picture
+from transformers import InternVLModel
+
+from hired_kernels import geometry
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS = {
     page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    for page in ("README.md", "docs/models.md")
+    for page in ("README.md", "docs/api.md", "docs/models.md")
 }
 
 
@@ -46,6 +49,20 @@ def test_the_readme_with_plain_tensors(one_thread):
     kept, layout = names["kept"], names["layout"]
     assert len(kept.tokens) == len(kept.indices) == int(kept.counts.sum()) == layout.budget(0.2)
     assert torch.equal(kept.tokens, names["features"].flatten(0, 1)[kept.indices])
+
+
+def test_the_api_page_with_patches_for_judges(one_thread):
+    names = {}
+    for text in SNIPPETS["docs/api.md"]:  # one after the other, as a reader would
+        exec(compile(text, "docs/api.md", "exec"), names)
+    side, hidden = names["side"], names["hidden"]
+    patches = geometry.patches_of(names["kept"].indices, side, 2)
+    rows = hidden[:, 1:].flatten(0, 1)[patches].flatten(1)
+    assert torch.equal(names["kept"].tokens, rows)
+    # The projector of stock transformers gets the same rows from all of them.
+    maps = hidden[:, 1:].unflatten(1, (side, side))
+    shuffled = InternVLModel.pixel_shuffle(None, maps, scale_factor=0.5).flatten(0, 2)
+    assert torch.equal(names["kept"].tokens, shuffled[names["kept"].indices])
 
 
 def test_the_drop_in_example_with_plain_tensors(one_thread):

@@ -33,7 +33,7 @@ from strategies import (
     select_qk_calls,
     tensors,
 )
-from targets import THREADS, in_charge, one_block_size, target
+from targets import INTERPRETED, REPEATS, THREADS, in_charge, one_block_size, target
 from torch import Tensor
 
 from hired_kernels import arguments
@@ -193,8 +193,8 @@ def test_select_of_the_rows_is_select_qk_at_llava_next_size(
     dtype: torch.dtype, Q: int | None
 ) -> None:
     # Budgets cut everywhere, between scores as close as they may be.
-    cases = ((0.05, "exact", 1), (0.37, "pooled", 1), (0.8, "exact", 2), (0.4, "pooled", 2))
-    for seed, (share, policy, merge) in enumerate(cases):
+    cases = ((0.05, "exact", 1), (0.4, "pooled", 2), (0.37, "pooled", 1), (0.8, "exact", 2))
+    for seed, (share, policy, merge) in enumerate(cases[: 2 if INTERPRETED else 4]):
         rules = {"share": share, "policy": policy, "merge": merge}
         call = seeded_call(
             "select_qk", seed, grids=((1, 2),), D=1, Q=Q, dtype=dtype, **LLAVA, **rules
@@ -203,7 +203,8 @@ def test_select_of_the_rows_is_select_qk_at_llava_next_size(
             assert same(composed(target, call), target("select_qk", **call))
 
 
-@pytest.mark.parametrize("unaligned", ["none", "init", "final"])
+# The interpreter knows no alignment.
+@pytest.mark.parametrize("unaligned", ["none"] if INTERPRETED else ["none", "init", "final"])
 def test_draws_that_rounding_decides_are_decided_alike(unaligned: str) -> None:
     # Eight sums, each of the same 64 numbers in eight orders: only their last bits differ, and they
     # hang on the order in which a backend adds up. Every k of 64 is a cut.
@@ -293,7 +294,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype, Q: int
         first = bits(attention(call))
         for count in THREADS:
             torch.set_num_threads(count)
-            for _ in range(2):
+            for _ in range(REPEATS):
                 assert torch.equal(bits(attention(call)), first)
 
 
