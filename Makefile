@@ -115,7 +115,7 @@ test-emulated: sanitizers setup
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/cmake --build build/emulator --target hired_emulated
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
-	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-30} \
+	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-25} \
 	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(PYTEST) $(EMULATED_TESTS)
 
 # The Triton kernels, interpreted: of each test two cases, or TRITON_TESTS= for the whole list.
