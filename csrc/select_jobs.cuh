@@ -162,12 +162,12 @@ __device__ __forceinline__ void choose_pooled_job(const LaunchParams<kPictures>&
 // the patch itself or, where there is none, zeros.
 template <int kPictures>
 __device__ __forceinline__ void write_patch(const LaunchParams<kPictures>& params,
-                                            const WarpGroup& warp, int32_t block, int64_t row,
+                                            const Rules& rules, const WarpGroup& warp, int64_t row,
                                             int32_t piece, int64_t index, const char* patch) {
   if (piece == 0 && warp.rank() == 0) params.output.indices[row] = index;
   const int64_t bytes = params.features.row_bytes;
   char* tokens = static_cast<char*>(params.output.tokens);
-  gather_patch(warp, patch, bytes, tokens + (row * block + piece) * bytes);
+  gather_patch(warp, patch, bytes, tokens + (row * rules.block() + piece) * bytes);
 }
 
 // Shared memory: masks [C, mask_words(M)] of the sub-images in the same row of the grid (or of the
@@ -176,7 +176,7 @@ template <class Source, int kPictures>
 __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params, int32_t job,
                                            PictureCounters* counters, char* shared,
                                            const BlockGroup& group) {
-  const Rules& rules = params.rules;
+  const Rules rules = rules_of<Source>(params);
   const int32_t T = rules.tokens, side = rules.side, words = mask_words(T);
   int32_t b = 0, high = params.count - 1;
   while (b < high) {
@@ -224,7 +224,7 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
 
   const WarpGroup warp = group.team();
   const int32_t first = chunk * group.teams() + group.team_index(), step = chunks * group.teams();
-  const int32_t g = merge_of<Source>(rules), block = g * g;
+  const int32_t block = rules.block();
   const Features& features = params.features;
   const auto* source = static_cast<const char*>(features.data);
   const int64_t base = base_row(rules, picture, partition, counts);
@@ -233,9 +233,9 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
     const int32_t kept = block > 1 ? i / block : i, piece = i - kept * block;
     const int32_t t = kept_patch(warp, masks + c * words, words, kept);
     const int32_t shift = raster ? row_shift(warp, masks, words, side, C, c, t / side) : 0;
-    const int32_t patch = block > 1 ? patch_of(rules, t, piece) : t;
-    write_patch(params, warp, block, base + kept + shift, piece, int64_t{p} * T + t,
-                patch_at(source, features.stride_p_bytes, features.stride_t_bytes, p, patch));
+    write_patch(params, rules, warp, base + kept + shift, piece, int64_t{p} * T + t,
+                patch_at(source, features.stride_p_bytes, features.stride_t_bytes, p,
+                         patch_of(rules, t, piece)));
   }
   if (rules.policy != Policy::kPublished || !full) return;
   // Rows that the picture owns and does not fill.
@@ -243,7 +243,7 @@ __device__ __forceinline__ void gather_job(const LaunchParams<kPictures>& params
   int64_t filled = picture.full_budget;
   for (int32_t i = 1; i <= n; ++i) filled += load_fresh(count_source + 2 * i);
   for (int64_t i = filled + first; i < picture.output_rows; i += step) {
-    write_patch(params, warp, block, picture.first_row + i, 0, -1, nullptr);
+    write_patch(params, rules, warp, picture.first_row + i, 0, -1, nullptr);
   }
 }
 

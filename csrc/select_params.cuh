@@ -12,7 +12,7 @@ namespace hired {
 inline namespace HIRED_ISA {
 
 // What scores come from, and whether tokens may be blocks of patches. Rows alone are told apart by
-// that: without it they leave registers for three blocks of a multiprocessor, with it for two.
+// that: on sm_75, sm_80 and sm_90 a multiprocessor then holds three blocks of them, and else two.
 struct FromRows {  // select, merge = 1
   static constexpr bool kKeys = false, kQueries = false, kMerges = false;
 };
@@ -25,12 +25,6 @@ struct FromOneQuery {  // select_qk, Q = 1 in both layers
 struct FromQueries {  // select_qk, more in one of them at least
   static constexpr bool kKeys = true, kQueries = true, kMerges = true;
 };
-
-// g of a launch.
-template <class Source>
-__device__ __forceinline__ int32_t merge_of(const Rules& rules) {
-  return Source::kMerges ? rules.merge : 1;
-}
 
 // A launch serves the pictures [first, first + count) of a call. Partitions are counted over the
 // whole call, as in Picture.
@@ -58,6 +52,14 @@ struct LaunchParams {
 static_assert(sizeof(LaunchParams<kTinyBatch>) <= 704);
 static_assert(sizeof(LaunchParams<kSmallBatch>) <= 4096, "what sm_61 takes");
 static_assert(sizeof(LaunchParams<kLargeBatch>) <= 32764, "what sm_70 and later take");
+
+// The call's rules, of which the compiler knows what the source says.
+template <class Source, int kPictures>
+__device__ __forceinline__ Rules rules_of(const LaunchParams<kPictures>& params) {
+  Rules rules = params.rules;
+  if constexpr (!Source::kMerges) rules.merge = 1;
+  return rules;
+}
 
 template <int kPictures>
 __device__ __forceinline__ int32_t picture_of_partition(const LaunchParams<kPictures>& params,

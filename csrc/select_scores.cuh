@@ -87,9 +87,10 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
                                           bool init, int64_t p,
                                           [[maybe_unused]] PictureCounters* counters,
                                           const BlockGroup& group, uint32_t* keys) {
-  const int32_t g = merge_of<Source>(params.rules), H = params.H, T = params.rules.tokens * g * g;
-  const bool merged = g > 1;
-  uint32_t* scores = merged ? keys + params.rules.tokens : keys;
+  const Rules rules = rules_of<Source>(params);
+  const int32_t H = params.H, T = rules.patches();
+  const bool merged = rules.merge > 1;
+  uint32_t* scores = merged ? keys + rules.tokens : keys;
   const Picture& picture = params.pictures[b];
   const int64_t call_picture = params.first_picture + b;
   if constexpr (Source::kKeys) {
@@ -122,7 +123,7 @@ __device__ __forceinline__ void score_row(const LaunchParams<kPictures>& params,
   }
   if (merged) {
     group.sync();
-    merge_scores(group, params.rules, scores, keys);
+    merge_scores(group, rules, scores, keys);
   }
 }
 

@@ -29,8 +29,8 @@ NAME = os.environ.get("HIRED_TEST_TARGET", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Of the host, to try a target with: to the others they are all the same.
 THREADS = (1, 2, 4) if NAME == "cpu" else (1,)
-# Of a large call whose bits have to be the same: on a host one takes seconds.
-REPEATS = 1 if INTERPRETED or NAME == "emulated" else 3
+# How often a large call is made again to see the same bits: emulated or interpreted it takes long.
+SAME_BITS_REPEATS = 1 if INTERPRETED or NAME == "emulated" else 3
 
 
 @cache

@@ -7,9 +7,9 @@
 BUILD is a CMake build folder; without one, the last under build/. --triton compiles the Triton
 kernels too, for GPUs of two makers. --machine-code prints what tools/machine_code.py counts in each
 phase, of the build's architectures and of the page's. Fails on: a spill or any local memory in code
-for sm_61, sm_80, sm_90 or sm_100; static shared memory past 48 KB on sm_61; a kernel that lacks one
-of its source's architectures, under the same name; machine code or PTX in the library that is not
-the declared.
+for sm_61, sm_80, sm_90 or sm_100; static shared memory past 48 KB on sm_61; `select` of rows with
+too many registers for three blocks; a kernel that lacks one of its source's architectures, under
+the same name; machine code or PTX in the library that is not the declared.
 
 Figures are what ptxas said (`-v`), which the build keeps; the architectures are read from the fat
 binaries of the library itself.
@@ -29,6 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STRICT = ("sm_61", "sm_80", "sm_90", "sm_100")
 PASCAL_SHARED = 48 * 1024
+# Where `select` of rows leaves registers for three blocks of a multiprocessor: docs/design.md.
+THREE_BLOCKS, THREE_BLOCKS_REGISTERS = ("sm_61", "sm_75", "sm_80", "sm_90"), 80
 FATBIN = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
 FATBIN_MAGIC = 0xBA55ED50
 IMAGE = struct.Struct("<HHIQQII I")  # kind, version, header, bytes, -, version of the code, arch
@@ -57,6 +59,9 @@ class Kernel:
                 yield f"{at}: {self.stack + self.local} bytes of local memory"
         if self.gpu == "sm_61" and self.shared > PASCAL_SHARED:
             yield f"{at}: {self.shared} bytes of shared memory"
+        three_blocks = ", FromRows, " in self.name and self.gpu in THREE_BLOCKS
+        if three_blocks and self.registers > THREE_BLOCKS_REGISTERS:
+            yield f"{at}: {self.registers} registers, too many for three blocks"
 
 
 def demangle(symbol: str) -> str:

@@ -6,8 +6,9 @@
 
 A phase is a path of functions of the source: the job, or else the kernel, and in it what PHASES
 names. Instructions are told apart by the lines that the compiler says they come from, through all
-that was inlined; that changes no instruction. What is counted how: tools/sass_counts.py. --hot
-prints the hot phases alone, ready to be pasted into tests/build/test_machine_code.py.
+that was inlined; that changes no instruction (and of sm_61 some registers). What is counted how:
+tools/sass_counts.py. --hot prints the hot phases alone, ready to be pasted into
+tests/build/test_machine_code.py.
 """
 
 from __future__ import annotations

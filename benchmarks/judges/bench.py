@@ -241,7 +241,8 @@ def print_targets(cases: list[dict[str, Any]], device: str) -> None:
         if case := found.get(tower.N):
             share = case["summary"]["share_of_matrix_product"]
             parts.append(f"all: {share:.2f} of {TARGETS['all']:g} of a matrix product's rate")
-        print(f"reached and aimed at, {tower.name}: {'; '.join(parts)}")
+        if parts:
+            print(f"reached and aimed at, {tower.name}: {'; '.join(parts)}")
 
 
 def parse() -> Any:

@@ -68,6 +68,22 @@ def test_report_finds_faults(arch: int, stack: int, spill: int, shared: int, fau
     assert len(list(kernel.faults())) == faults
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "registers", "faults"),
+    [
+        ("select_kernel<float, FromRows, 4>", "sm_90", 80, 0),
+        ("select_kernel<float, FromRows, 4>", "sm_90", 81, 1),
+        ("select_kernel<float, FromRows, 4>", "sm_86", 81, 0),
+        ("select_kernel<float, FromMergedRows, 4>", "sm_90", 81, 0),
+    ],
+)
+def test_three_blocks_of_rows_have_registers(
+    name: str, gpu: str, registers: int, faults: int
+) -> None:
+    kernel = report.Kernel("source", name, gpu, registers, 0, 0, 0, 0)
+    assert len(list(kernel.faults())) == faults
+
+
 def test_report_reads_fat_binaries() -> None:
     images = [(report.ELF, 61), (report.PTX, 90), (report.ELF, 90)]
     body = b"".join(

@@ -323,11 +323,6 @@ def test_hot_phases_take_what_they_did(gpu: str) -> None:
     assert counts == {key: row for key, row in EXPECTED.items() if key[1] == gpu}
 
 
-def without_registers(instruction: str) -> str:
-    """Here and there clang's lines have another register named, of sm_61."""
-    return re.sub(r"\bR\d+\b", "R", instruction)
-
-
 @pytest.mark.parametrize("gpu", ["sm_61", "sm_90"])  # of either compiler
 def test_lines_change_no_instruction(gpu: str, tmp_path: Path) -> None:
     """What is counted is what the build compiles."""
@@ -339,5 +334,7 @@ def test_lines_change_no_instruction(gpu: str, tmp_path: Path) -> None:
         device_code.instructions(tmp_path / name, tools)
         for name in ("plain.cubin", f"cls_attention_cuda.{gpu}.cubin")
     )
-    assert list(map(without_registers, plain)) == list(map(without_registers, lined))
+    if gpu == "sm_61":  # with lines, clang gives some values another register
+        plain, lined = ([re.sub(r"\bR\d+\b", "R", x) for x in code] for code in (plain, lined))
+    assert plain == lined
     assert any("LDG" in line for line in plain)

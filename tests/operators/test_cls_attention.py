@@ -33,7 +33,7 @@ from strategies import (
     select_qk_calls,
     tensors,
 )
-from targets import INTERPRETED, REPEATS, THREADS, in_charge, one_block_size, target
+from targets import INTERPRETED, SAME_BITS_REPEATS, THREADS, in_charge, one_block_size, target
 from torch import Tensor
 
 from hired_kernels import arguments
@@ -294,7 +294,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(dtype: torch.dtype, Q: int
         first = bits(attention(call))
         for count in THREADS:
             torch.set_num_threads(count)
-            for _ in range(REPEATS):
+            for _ in range(SAME_BITS_REPEATS):
                 assert torch.equal(bits(attention(call)), first)
 
 

@@ -30,7 +30,7 @@ from strategies import (
     tensors,
     tokens_of,
 )
-from targets import REPEATS, THREADS, in_charge, target
+from targets import SAME_BITS_REPEATS, THREADS, in_charge, target
 from torch import Tensor
 
 from hired_kernels import arguments, geometry
@@ -326,7 +326,7 @@ def test_repeats_and_thread_counts_give_the_same_bits(
     expected = target(op, **call)
     for count in THREADS:
         torch.set_num_threads(count)
-        for _ in range(REPEATS):
+        for _ in range(SAME_BITS_REPEATS):
             assert same(target(op, **call), expected)
 
 
@@ -338,7 +338,7 @@ def test_calls_at_the_same_time_do_not_meet(op: str) -> None:
     calls = [seeded_call(op, seed, **LARGE) for seed in range(4)]
     expected = [target(op, **call) for call in calls]
     with in_charge(), ThreadPoolExecutor(4) as pool:
-        for _ in range(REPEATS):
+        for _ in range(SAME_BITS_REPEATS):
             results = list(pool.map(lambda call: target(op, **call), calls))
             assert all(same(*pair) for pair in zip(results, expected, strict=True))
 
