@@ -8,6 +8,7 @@ sub-images; the padding that keeps its aspect ratio is cropped away in patches (
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+INTERNVL_TILES = (1, 12)  # the fewest and the most that a picture is cut into
 LLAVA_NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 Grid = tuple[int, int]
@@ -69,6 +71,32 @@ def best_grid(
 
     rows, cols = max(resolutions, key=pixels_kept)
     return rows // tile, cols // tile
+
+
+def tiled_grid(
+    height: int, width: int, *, tiles: tuple[int, int] = INTERNVL_TILES, tile: int = 448
+) -> Grid:
+    """Rows and columns that a picture of height x width pixels is stretched to and cut into.
+
+    `tiles` are the fewest and the most there may be. The grid of the nearest aspect ratio wins; of
+    several, that of fewest tiles, unless the picture has more than half the pixels of one with more
+    (as in transformers' `get_optimal_tiled_canvas`). A picture of one tile has no sub-images:
+    (0, 0). Raises ValueError for what is none of these.
+    """
+    height, width, tile = _integers("height, width, tile", (height, width, tile), 3, 1)
+    least, most = _integers("tiles", tiles, 2, 1)
+    grids = [
+        (R, C)
+        for C in range(1, most + 1)
+        for R in range(1, most // C + 1)
+        if least <= R * C and most > 1
+    ]
+    best, distance = (1, 1), math.inf
+    for R, C in sorted(grids, key=math.prod):
+        off = abs(width / height - C / R)
+        if off < distance or (off == distance and height * width > 0.5 * tile * tile * R * C):
+            best, distance = (R, C), off
+    return (0, 0) if best == (1, 1) else best
 
 
 def unpad_crop(height: int, width: int, grid: Grid, side: int) -> Crop:
@@ -284,10 +312,31 @@ def layout(
     does not divide the patches of a side.
     """
     grid = best_grid(height, width, pinpoints=pinpoints, tile=tile)
+    side = _tokens_of(tile, patch, merge)
+    return Layout(height, width, grid, unpad_crop(height, width, grid, side), side)
+
+
+def tiled_layout(
+    height: int,
+    width: int,
+    *,
+    tiles: tuple[int, int] = INTERNVL_TILES,
+    tile: int = 448,
+    patch: int = 14,
+    merge: int = 2,
+) -> Layout:
+    """The layout of a picture that is stretched to its tiles, as InternVL does: nothing is padding.
+
+    `merge` patches a side are a token. Raises ValueError as `tiled_grid` and `layout` do.
+    """
+    grid = tiled_grid(height, width, tiles=tiles, tile=tile)
+    return Layout(height, width, grid, None, _tokens_of(tile, patch, merge))
+
+
+def _tokens_of(tile: int, patch: int, merge: int) -> int:
     if _integers("patch", (patch,), 1, 1)[0] > tile:
         raise _error("patch", f"at most {tile} (tile)", patch)
-    side = tokens_a_side(tile // patch, merge)
-    return Layout(height, width, grid, unpad_crop(height, width, grid, side), side)
+    return tokens_a_side(tile // patch, merge)
 
 
 def tokens_a_side(side: int, merge: int) -> int:

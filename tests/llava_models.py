@@ -106,15 +106,20 @@ def make(
     if attention:
         config._attn_implementation = attention
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{chosen.name}ForConditionalGeneration")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+    model = spread(getattr(transformers, f"{chosen.name}ForConditionalGeneration")(config).eval())
     processor = make_processor(
         chosen, tile, options.get("image_grid_pinpoints"), padding_side, words, changes
     )
     return model, processor
+
+
+def spread(model):
+    """The model with weights that are spread out, so that scores differ by more than rounding."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+    return model
 
 
 def make_processor(chosen, tile, pinpoints, padding_side, words, changes):

@@ -193,7 +193,7 @@ def check(name: str, config: PreTrainedConfig) -> None:
     vision = getattr(config, "vision_config", None)
     kind = f"{config.model_type} with {getattr(vision, 'model_type', 'no vision tower')}"
     if config.model_type not in _MODELS or vision.model_type != "clip_vision_model":
-        *served, last = support.MODEL_TYPES.values()
+        *served, last = (support.MODEL_TYPES[kind] for kind in _MODELS)
         expected = f"{', '.join(served)} or {last} with CLIP"
         raise ModelError(f"model {name!r}: expected {expected}, got {kind}")
     if support.strategy_of(config) != "default":

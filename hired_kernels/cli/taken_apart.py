@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..models import kept_rows
+from ..models.towers import core
 from ..models.vision_tower import (
     INITIAL_LAYER,
     FeatureLayer,
     as_scores,
     attend,
-    core,
     encoder_layers,
     heads,
     hidden_state_numbers,
@@ -114,9 +114,10 @@ def finish(tower: nn.Module, encoded: Encoded, kept: Selection, most: int) -> Te
     if tokens.shape[0] > 0:
         # Queries are independent of each other.
         queries = attn.q_proj(layer.layer_norm1(tokens))
-        room, places = kept_rows.by_partition(queries, kept, encoded.features.shape[1], most)
-        attended, _ = attend(attn, heads(attn, room), encoded.key_final, encoded.value)
-        tokens = _close(layer, tokens, kept_rows.from_partitions(attended, places))
+        room = kept_rows.by_partition(queries, kept, encoded.features.shape[1], most)
+        key, value = room.of(encoded.key_final), room.of(encoded.value)
+        attended, _ = attend(attn, heads(attn, room.rows), key, value)
+        tokens = _close(layer, tokens, room.back(attended))
     return kept_rows.feature_columns(encoded.wanted, encoded.states, kept, tokens)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .accounting import Anatomy, Settings, placeholders, refuse
+from .accounting import Anatomy, Settings, placeholders, plan_of, refuse
 
-# What the switched processor hands to the model beside `image_sizes`.
-ROWS = "hired_rows"
+# What the switched processor hands to the model: beside `image_sizes`, and where a model is given
+# no sizes (InternVL).
+ROWS, TILES = "hired_rows", "hired_tiles"
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -48,14 +49,27 @@ class Switch:
 
         `pinpoints` are the processor's own, which cuts the picture up.
         """
+        self._check_on()
+        anatomy = self.anatomy.with_pinpoints(pinpoints)
+        return placeholders(self.settings, anatomy, height, width) + self.with_cls
+
+    def tiled_placeholders(self, partitions: int, frame: bool = False) -> int:
+        """Tokens that stand for a picture of as many tiles, the full image among them, or for a
+        frame of a video (InternVL). How its tiles lie makes no difference."""
+        self._check_on()
+        budget = self.settings.video_budget if frame else self.settings.budget
+        if budget is None:
+            return partitions * self.anatomy.tokens
+        grid = (1, partitions - 1) if partitions > 1 else (0, 0)
+        return plan_of(self.settings, self.anatomy, [self.anatomy.tiled(*grid)], [budget]).rows[0]
+
+    def _check_on(self) -> None:
         if not self.on:
             raise ValueError(
                 "hired: processor: expected the settings of its model, got older ones: HiRED was "
                 "switched off or over for the model alone. Call remove_hired(model, processor) or "
                 "apply_hired(model, processor, ...) with both"
             )
-        anatomy = self.anatomy.with_pinpoints(pinpoints)
-        return placeholders(self.settings, anatomy, height, width) + self.with_cls
 
 
 def sizes_of(image_sizes: Any, pixels: Tensor, anatomy: Anatomy) -> Sizes:
@@ -63,6 +77,49 @@ def sizes_of(image_sizes: Any, pixels: Tensor, anatomy: Anatomy) -> Sizes:
     if anatomy.pinpoints is None:
         return [(anatomy.tile, anatomy.tile)] * pixels.shape[0]
     return pairs_of("image_sizes", image_sizes)
+
+
+def tiles_of(tiles: Any, pixels: Tensor, settings: Settings) -> list[tuple[int, int, int]]:
+    """R, C of each picture or frame, and 1 for a frame. Waits for the device where they lie on one.
+
+    Raises ValueError where they are missing, or are not those of `pixels`, (P, 3, tile, tile).
+    """
+    if tiles is None:
+        options = call_options(settings)
+        expected = (
+            "the tiles of each picture, which the switched processor returns beside pixel_values: "
+            "call `model, processor = hired_kernels.apply_hired(model, processor, "
+            f"{options})` and make inputs with that processor"
+        )
+        raise refuse(TILES, expected, None)
+    try:
+        values = tiles.tolist() if hasattr(tiles, "tolist") else tiles
+        found = [(int(R), int(C), int(frame)) for R, C, frame in values]
+    except (TypeError, ValueError, OverflowError):
+        found = [(-1, -1, -1)]
+    if not all(_is_tiled(*each) for each in found):
+        raise refuse(TILES, "(R, C, 1 for a frame) of each picture or frame", tiles)
+    P = sum(1 + R * C for R, C, _ in found)
+    if pixels.shape[0] != P:
+        raise refuse("pixel_values", f"{P} partitions by {TILES}", pixels.shape[0])
+    return found
+
+
+def _is_tiled(R: int, C: int, frame: int) -> bool:
+    one_tile = R == C == 0
+    return (frame == 0 and (one_tile or min(R, C) >= 1)) or (frame == 1 and one_tile)
+
+
+def call_options(settings: Settings) -> str:
+    """The options of a call of `apply_hired` with these settings, the budget and what differs from
+    the defaults."""
+    usual = vars(Settings())
+    options = [
+        f"{name}={value!r}"
+        for name, value in vars(settings).items()
+        if name == "budget" or value != usual[name]
+    ]
+    return ", ".join(options)
 
 
 def rows_of(anatomy: Anatomy, image_sizes: Any) -> Any:

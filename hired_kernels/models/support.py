@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .accounting import refuse
+from . import judges
+from .accounting import Anatomy, Settings, one_side, refuse
+from .towers import TowerFamily, family_of_type
 from .vision_tower import FeatureLayer, hidden_state_numbers, selection_layer
 
 # What a model of each kind is called; LLaVA-1.5's class serves ShareGPT4V and others too.
@@ -17,7 +19,10 @@ MODEL_TYPES = {
     "llava_next": "LLaVA-NeXT",
     "llava_next_video": "LLaVA-NeXT-Video",
     "vipllava": "VipLLaVA",
+    "internvl": "InternVL",
 }
+# The towers that each is served with, by their `model_type`.
+_TOWERS = dict.fromkeys(MODEL_TYPES, ("clip_vision_model",)) | {"internvl": ("internvl_vision",)}
 
 
 def feature_layer_of(config: Any) -> FeatureLayer:
@@ -37,24 +42,67 @@ def check(config: Any) -> None:
     if kind not in MODEL_TYPES:
         raise refuse("model", f"one of {', '.join(MODEL_TYPES)}", kind)
     tower = config.vision_config.model_type
-    if tower != "clip_vision_model":
-        without_cls = " (which has no CLS token)" if "siglip" in tower else ""
-        raise refuse(
-            "model", "a CLIP vision tower, whose CLS token scores", f"{tower}{without_cls}"
-        )
+    if tower not in _TOWERS[kind]:
+        names = " or ".join(family.name for family in map(family_of_type, _TOWERS[kind]) if family)
+        raise refuse("model", f"a {names} vision tower for {MODEL_TYPES[kind]}", tower)
+    _check_shape(config)
     check_strategy(config, strategy_of(config))
     feature_states(config, feature_layer_of(config))
 
 
+def check_settings(config: Any, settings: Settings) -> None:
+    """Raise ValueError, as `apply_hired` does, for options that a served model cannot have."""
+    anatomy, kind = Anatomy.of(config), config.model_type
+    judges.lines(settings.judge, tower_of(config), anatomy.patches)
+    if settings.newlines and anatomy.pinpoints is None:
+        raise refuse("newlines", f"False for {kind}, which has no separators", True)
+    if settings.policy == "published" and anatomy.merge > 1:
+        expected = f"exact or pooled for {kind}, whose tokens are blocks of patches"
+        raise refuse("policy", expected, "'published'")
+    if settings.video_budget is not None and anatomy.tiles is None:
+        expected = f"None for {kind}, whose videos are not encoded as pictures"
+        raise refuse("video_budget", expected, settings.video_budget)
+
+
+def tower_of(config: Any) -> type[TowerFamily]:
+    """The family of a served model's tower."""
+    family = family_of_type(config.vision_config.model_type)
+    assert family is not None  # `check` has looked
+    return family
+
+
+def _check_shape(config: Any) -> None:
+    """Raise ValueError for a tower whose partitions are not square, or not whole tokens."""
+    vision: Any = config.vision_config
+    for name in ("image_size", "patch_size"):
+        size = getattr(vision, name)
+        if isinstance(size, list | tuple) and len(set(size)) > 1:
+            raise refuse(name, "a square", size)
+    ratio = getattr(config, "downsample_ratio", None)
+    if ratio is None:
+        return
+    merge, patches = round(1 / ratio), one_side(vision.image_size) // one_side(vision.patch_size)
+    if merge < 1 or ratio != 1 / merge or patches % merge:
+        raise refuse("downsample_ratio", f"1 / g, g dividing the side of {patches} patches", ratio)
+
+
+def with_cls(config: Any, strategy: str) -> bool:
+    """Whether the language model reads CLS beside the kept tokens."""
+    return strategy == "full" and tower_of(config).prefix > 0
+
+
 def check_strategy(config: Any, strategy: str) -> None:
     """Raise ValueError for a `vision_feature_select_strategy` that is not served."""
-    allowed = ("default",) if hasattr(config, "image_grid_pinpoints") else ("default", "full")
+    one_tile = not hasattr(config, "image_grid_pinpoints") and config.model_type != "internvl"
+    allowed = ("default", "full") if one_tile else ("default",)
     if strategy not in allowed:
         raise refuse("vision_feature_select_strategy", " or ".join(allowed), strategy)
 
 
 def feature_states(config: Any, feature_layer: FeatureLayer) -> tuple[int, ...]:
     """`hidden_state_numbers` of a model's tower. Raises ValueError as `apply_hired` does."""
+    if config.model_type == "internvl" and not isinstance(feature_layer, int):
+        raise refuse("vision_feature_layer", "one layer, as the stock model does", feature_layer)
     try:
         return hidden_state_numbers(config.vision_config.num_hidden_layers, feature_layer)
     except ValueError as error:
@@ -66,7 +114,7 @@ def why_full_tower(config: Any, strategy: str | None = None, **asked: Any) -> st
 
     `asked` may hold the call's `output_hidden_states` and `output_attentions`.
     """
-    if (strategy or strategy_of(config)) == "full":
+    if with_cls(config, strategy or strategy_of(config)):
         return 'vision_feature_select_strategy is "full": the language model reads the CLS token'
     for output in ("output_hidden_states", "output_attentions"):
         if asked.get(output) or getattr(config.vision_config, output, False):
@@ -86,6 +134,8 @@ def describe(config: Any) -> list[tuple[str, str]]:
     lines.append(("HiRED", f"serves it as {MODEL_TYPES[config.model_type]}"))
     layers = vision.num_hidden_layers
     last = selection_layer(layers, feature_layer_of(config))
+    lines.append(("a picture", _partitions(config)))
+    lines.append(("judge", _judge(config)))
     why = why_full_tower(config)
     if why is None:
         lines.append(("early exit", f"inside layer {last} of {layers}, counted from 0"))
@@ -93,4 +143,28 @@ def describe(config: Any) -> list[tuple[str, str]]:
         lines.append(("early exit", f"not possible because {why}"))
     if config.model_type == "llava_next_video":
         lines.append(("videos", "stay as they are: they are pooled, not selected from"))
+    if config.model_type == "internvl":
+        lines.append(("videos", "stay as they are, unless there is a video_budget"))
     return lines
+
+
+def _partitions(config: Any) -> str:
+    """What becomes of a picture, in words."""
+    anatomy = Anatomy.of(config)
+    each = f"{anatomy.tokens} tokens each"
+    if anatomy.tiles is not None:
+        least, most = anatomy.tiles
+        return f"{least} to {most} tiles and, of more than one, the full image, {each}"
+    if anatomy.pinpoints is None:
+        return f"one partition, {each.removesuffix(' each')}"
+    counts = [height * width // anatomy.tile**2 for height, width in anatomy.pinpoints]
+    return f"the full image and {min(counts)} to {max(counts)} sub-images, {each}"
+
+
+def _judge(config: Any) -> str:
+    """Who scores the tokens by default, in words."""
+    family, anatomy = tower_of(config), Anatomy.of(config)
+    lines = judges.lines("auto", family, anatomy.patches)
+    if lines is None:
+        return "the CLS token"
+    return f"{len(lines) ** 2} of the {anatomy.patches**2} patches of a partition, on a lattice"

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import (
+    InternVLProcessor,
     LlavaNextProcessor,
     LlavaNextVideoProcessor,
     LlavaProcessor,
@@ -26,9 +27,10 @@ from . import support
 from .accounting import Anatomy, Settings, refuse
 from .classes import Switched, turn_off, turn_on
 from .state import Switch
-from .switched import OneImage, Outer, SubImages
-from .switched_processor import OneImageProcessor, SubImagesProcessor
-from .vision_tower import turn_off_tower, turn_on_tower
+from .switched import Outer
+from .switched_features import OneImage, SubImages, Tiles
+from .switched_processor import OneImageProcessor, SubImagesProcessor, TilesProcessor
+from .vision_tower import Reading, turn_off_tower, turn_on_tower
 from .watchers import makes_stock_features, why_full
 
 
@@ -39,44 +41,53 @@ def apply_hired(
     alpha: float = 0.5,
     policy: str = "exact",
     newlines: bool = False,
+    judge: str | int = "auto",
+    video_budget: float | int | None = None,
 ) -> tuple[Any, Any]:
     """Switch HiRED on for a transformers model and its processor, both in place.
 
     Args:
         model: LLaVA-NeXT, LLaVA-1.5 (ShareGPT4V too), VipLLaVA or LLaVA-NeXT-Video with a CLIP
-            vision tower; `...ForConditionalGeneration` or the model inside it.
+            vision tower, or InternVL; `...ForConditionalGeneration` or the model inside it.
         processor: the model's processor, which from now on writes as many placeholders for a
             picture as tokens of it are kept. None where it is patched elsewhere.
         budget: tokens to keep of a picture: a float in (0, 1] is a share of those that are not
             padding (of all under `published`), an int a number.
         alpha: share of the budget that the full image gets, in [0, 1].
-        policy: "exact" keeps exactly the budget; "published" what the published code keeps, in its
+        policy: "exact" keeps exactly the budget, shared out among the partitions; "pooled" the best
+            tokens of all partitions together; "published" what the published code keeps, in its
             order, so that its accuracy tables carry over.
         newlines: keep one `image_newline` for each row of sub-images that keeps a token
             (LLaVA-NeXT, LLaVA-NeXT-Video). The published method has none.
+        judge: whose attention scores the tokens. "cls", the CLS token; "patches", all patches of a
+            partition; an integer q, those on a lattice of r x r, r^2 <= q; "auto", CLS in a CLIP
+            tower, and elsewhere a lattice of a quarter of the patches. Judges other than CLS weigh
+            the sub-images by their scores in the selection layer.
+        video_budget: tokens to keep of each frame of a video (InternVL), as `budget`; None leaves
+            videos as they are.
 
     Returns model and processor. A second call replaces the settings of the first. `model.hired`
     says what is on: its `settings`, and in `why_full` why the vision tower cannot stop early, None
     if it can.
     Raises ValueError("hired: <argument>: expected ..., got ...") and changes nothing.
     """
-    settings = Settings(budget, alpha, policy, newlines)
+    settings = Settings(budget, alpha, policy, newlines, judge, video_budget)
     parts = _parts(model)
     inner = parts[-1]
     config = inner.config
     support.check(config)
+    support.check_settings(config, settings)
     anatomy = Anatomy.of(config)
-    if newlines and anatomy.pinpoints is None:
-        raise refuse("newlines", f"False for {config.model_type}, which has no separators", True)
     if processor is not None:
         _check_processor(processor, anatomy)
         parts = (*parts, processor)
     _check_classes(parts)
     remove_hired(model, processor)
-    final = max(support.feature_states(config, support.feature_layer_of(config))) - 1
     turn_on_tower(inner.vision_tower)
-    why = support.why_full_tower(config) or why_full(inner.vision_tower, final)
-    with_cls = support.strategy_of(config) == "full"
+    layer = support.feature_layer_of(config)
+    reading = Reading.of(inner.vision_tower, layer, anatomy, settings)
+    why = support.why_full_tower(config) or why_full(inner.vision_tower, reading.scored)
+    with_cls = support.with_cls(config, support.strategy_of(config))
     switch = Switch(settings, anatomy, why, with_cls, has_head=inner is not model)
     for part in parts:
         turn_on(part, _mixin(part))
@@ -115,10 +126,14 @@ def _parts(model: Any) -> tuple[Any, ...]:
 
 def _mixin(part: Any) -> type[Switched]:
     if isinstance(part, ProcessorMixin):
+        if isinstance(part, InternVLProcessor):
+            return TilesProcessor
         sub_images = hasattr(part, "_get_number_of_features")
         return SubImagesProcessor if sub_images else OneImageProcessor
     if hasattr(part, "generate"):
         return Outer
+    if hasattr(part, "pixel_shuffle"):
+        return Tiles
     return SubImages if hasattr(part, "pack_image_features") else OneImage
 
 
@@ -142,7 +157,9 @@ def _check_classes(parts: Iterable[Any]) -> None:
 def _check_processor(processor: Any, anatomy: Anatomy) -> None:
     kinds: tuple[type, ...] = (LlavaNextProcessor, LlavaNextVideoProcessor)
     named = "LlavaNext(Video)Processor"
-    if anatomy.pinpoints is None:
+    if anatomy.tiles is not None:
+        kinds, named = (InternVLProcessor,), InternVLProcessor.__name__
+    elif anatomy.pinpoints is None:
         kinds, named = (LlavaProcessor,), LlavaProcessor.__name__
     if not issubclass(type(processor), kinds):
         raise refuse("processor", f"a {named}, the model's", type(processor).__name__)
@@ -153,7 +170,12 @@ def _check_processor(processor: Any, anatomy: Anatomy) -> None:
             expected = f"the model's image_grid_pinpoints {list(anatomy.pinpoints)}"
             raise refuse("processor", expected, list(pinpoints))
     tile, argument = anatomy.tile, "crop_size"
-    if anatomy.pinpoints is None and not getattr(images, "do_center_crop", True):
+    if anatomy.tiles is not None:
+        if processor.image_seq_length != anatomy.tokens:
+            expected = f"image_seq_length {anatomy.tokens}, the model's tokens a tile"
+            raise refuse("processor", expected, processor.image_seq_length)
+        argument = "size"
+    elif anatomy.pinpoints is None and not getattr(images, "do_center_crop", True):
         argument = "size"
     size = getattr(images, argument, None)
     pixels = (_side(size, "height"), _side(size, "width"))

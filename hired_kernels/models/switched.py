@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from . import support, surplus
-from .accounting import Anatomy, Settings, plan, refuse
+from .accounting import Anatomy, Settings, refuse
 from .classes import Switched, reaches
-from .image_features import HiredImageOutput, image_features
-from .state import ROWS, Switch, check_rows, sizes_of
-from .watchers import why_full
+from .image_features import HiredImageOutput
+from .state import ROWS, TILES, Switch, call_options, check_rows
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
-_RAW = ("pixel_values", "image_sizes")
+_RAW = ("pixel_values", "image_sizes", TILES)
 _HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 
@@ -90,7 +89,7 @@ class Outer(_Model):
     # none was given, and, when the rows of all beams are there, to see to a cache.
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        ours = (ROWS, _HIDDEN)
+        ours = (ROWS, TILES, _HIDDEN)
         theirs = {name: value for name, value in model_kwargs.items() if name not in ours}
         super()._validate_model_kwargs(theirs)
 
@@ -124,27 +123,32 @@ class Inner(_Model):
     In its `forward`, where its own parameters are: FSDP and DeepSpeed gather them for that call.
     """
 
+    _hired_encodes = False  # whether the class's own `forward` could not encode a call's pictures
+
     def _hired_call(
         self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         switch, cache = _switch_of(self), surplus.cache_of(kwargs)
-        rows = kwargs.pop(ROWS, None)
+        rows, tiles = kwargs.pop(ROWS, None), kwargs.pop(TILES, None)
         # By position, pictures and cache come after input_ids in all models served.
         pictures = any(value is not None for value in (*args[1:], *map(kwargs.get, _PICTURES)))
         # Decoding steps, which may be compiled as one graph, are let through at once.
         if switch is None or not (pictures or surplus.remembers(cache)):
             return call(*args, **kwargs)
         arguments = surplus.by_name(self, args, kwargs)
+        if tiles is not None:
+            arguments[TILES] = tiles
         check_rows(Anatomy.of(self.config), arguments.get("image_sizes"), rows)
         strategy = arguments.get("vision_feature_select_strategy")
-        if strategy is not None and (strategy == "full") != switch.with_cls:
-            expected = support.strategy_of(self.config)
+        expected = support.strategy_of(self.config)
+        if strategy not in (None, expected):
             raise refuse("vision_feature_select_strategy", expected, strategy)
         cache = surplus.cache_of(arguments)
         static = surplus.is_generating(cache) and cache.is_compileable
         if static or surplus.prompt_of(arguments) is None:
             return call(*args, **kwargs)
-        output = _encoded(self, arguments) if switch.has_surplus else None
+        encodes = switch.has_surplus or self._hired_encodes
+        output = _encoded(self, arguments) if encodes else None
         hidden = surplus.hidden_columns(self, arguments, output)
         if hidden is not None:
             surplus.hide(arguments, hidden)
@@ -156,48 +160,9 @@ class Inner(_Model):
             surplus.remember(filled, hidden, surplus.is_generating(filled))
         return result
 
-    def _hired_features(
-        self,
-        pixels: Tensor,
-        image_sizes: Any,
-        feature_layer: Any,
-        strategy: str | None,
-        *,
-        rows: Any = None,
-        return_dict: bool | None = None,
-        output_hidden_states: Any = None,
-        output_attentions: Any = None,
-        **_: Any,
-    ) -> HiredImageOutput | tuple:
-        switch, config = vars(self)["hired"], self.config
-        strategy = strategy or support.strategy_of(config)
-        support.check_strategy(config, strategy)
-        layer = support.feature_layer_of(config) if feature_layer is None else feature_layer
-        numbers = support.feature_states(config, layer)
-        asked = {
-            "output_hidden_states": output_hidden_states,
-            "output_attentions": output_attentions,
-        }
-        anatomy = Anatomy.of(config)
-        sizes = sizes_of(image_sizes, pixels, anatomy)
-        check_rows(anatomy, sizes, rows)
-        todo = plan(switch.settings, anatomy, sizes)
-        switch.why_full = support.why_full_tower(config, strategy, **asked) or why_full(
-            self.vision_tower, max(numbers) - 1
-        )
-        output = image_features(
-            self,
-            switch.settings,
-            _partitions(pixels, todo.partitions, several=anatomy.pinpoints is not None),
-            todo,
-            layer,
-            why_full=switch.why_full,
-            with_cls=strategy == "full",
-            output_attentions=bool(output_attentions),
-        )
-        if config.model_type == "vipllava":
-            output.pooler_output = torch.stack(output.pooler_output)
-        return output.to_tuple() if return_dict is False else output
+    def _hired_for_stock(self, output: HiredImageOutput) -> HiredImageOutput:
+        """The output as the class's own `forward` takes it."""
+        return output
 
     def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> Any:
         switch = vars(self).get("hired")
@@ -214,61 +179,6 @@ class Inner(_Model):
             if found == expected:
                 raise
             raise ValueError(_mismatch(found, expected, switch.settings)) from error
-
-
-class OneImage(Inner):
-    """LLaVA-1.5 and VipLLaVA: a picture is one partition."""
-
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        vision_feature_layer: Any = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: Any = None,
-        **kwargs: Any,
-    ) -> HiredImageOutput | tuple:
-        """Features of the kept tokens of pixel_values (B, 3, tile, tile): `HiredImageOutput`.
-
-        image_sizes is for towers that take any size; CLIP's pictures are all of one.
-        """
-        layer, strategy = vision_feature_layer, vision_feature_select_strategy
-        if "hired" not in vars(self):
-            return super().get_image_features(pixel_values, **_named(layer, strategy), **kwargs)
-        if self.config.model_type == "vipllava":
-            layer = kwargs.pop("vision_feature_layers", layer)
-        return self._hired_features(pixel_values, None, layer, strategy, **kwargs)
-
-
-class SubImages(Inner):
-    """LLaVA-NeXT and LLaVA-NeXT-Video: a picture is a full image and its sub-images."""
-
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        image_sizes: Any = None,
-        vision_feature_layer: Any = None,
-        vision_feature_select_strategy: str | None = None,
-        hired_rows: Any = None,
-        **kwargs: Any,
-    ) -> HiredImageOutput | tuple:
-        """Features of the kept tokens of pictures: `HiredImageOutput`.
-
-        pixel_values (B, most partitions, 3, tile, tile), or (P, 3, tile, tile) without padding;
-        image_sizes (B, 2), (height, width) in pixels; hired_rows (B,), from the switched processor,
-        to check them by: rows of patches that the sub-images of each picture have.
-        """
-        layer, strategy = vision_feature_layer, vision_feature_select_strategy
-        if "hired" not in vars(self):
-            named = {"image_sizes": image_sizes, **_named(layer, strategy)}
-            return super().get_image_features(pixel_values, **named, **kwargs)
-        return self._hired_features(
-            pixel_values, image_sizes, layer, strategy, rows=hired_rows, **kwargs
-        )
-
-
-def _named(layer: Any, strategy: str | None) -> dict[str, Any]:
-    named = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _encoded(model: Any, arguments: dict[str, Any]) -> HiredImageOutput | None:
@@ -308,6 +218,8 @@ def _hand_over(model: Any, arguments: dict[str, Any], output: HiredImageOutput) 
     for name in _RAW:
         arguments.pop(name, None)
     encoded = arguments.pop("mm_encoder_outputs", None) or {}
+    if isinstance(model, Inner):
+        output = model._hired_for_stock(output)
     if _takes_encoded(model) and arguments.get("pixel_values_videos") is None:
         arguments["mm_encoder_outputs"] = {**encoded, "image": output}
         return
@@ -323,23 +235,8 @@ def _hand_over(model: Any, arguments: dict[str, Any], output: HiredImageOutput) 
     arguments["inputs_embeds"] = embeds.masked_scatter(mask, features)
 
 
-def _partitions(pixels: Tensor, counts: list[int], several: bool) -> Tensor:
-    """(P, 3, tile, tile) of pixels, which may have one row a picture, padded with partitions."""
-    if pixels.dim() == 4:
-        return pixels
-    if pixels.dim() != 5 or not several:
-        expected = "rank 4 or 5" if several else "rank 4"
-        raise refuse("pixel_values", expected, f"rank {pixels.dim()}")
-    if len(counts) != pixels.shape[0]:
-        got = f"{pixels.shape[0]} for {len(counts)} image_sizes"
-        raise refuse("pixel_values", "a row for each picture", got)
-    if all(count == pixels.shape[1] for count in counts):
-        return pixels.flatten(0, 1)
-    return torch.cat([picture[:count] for picture, count in zip(pixels, counts, strict=True)])
-
-
 def _mismatch(found: int, expected: int, settings: Settings) -> str:
-    options = ", ".join(f"{name}={value!r}" for name, value in vars(settings).items())
+    options = call_options(settings)
     generated = (
         "If the language model has generated one (without a cache it is read again), keep it from "
         "that with `suppress_tokens`. Else the"

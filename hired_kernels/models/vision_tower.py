@@ -1,84 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CLIP vision tower with selection inside: what its modules do differently while switched on.
+"""A vision tower with selection inside: what its modules do differently while switched on.
 
 Every module is called, and in the order of a plain forward pass: tower, encoder, each layer, its
 attention, the projections. So whatever hangs on a call does its work: hooks, FSDP, DeepSpeed,
 accelerate, gradient checkpointing, adapters. A pass that is to select hands a `Pass` down, as the
-keyword argument `hired`; the encoder stops after the selection layer, the one whose output LLaVA
-reads, and that layer finishes its kept tokens alone. Calls without a `Pass` are the stock model's.
+keyword argument `hired`; the encoder stops after the selection layer, the one whose output the
+language model reads, and that layer finishes its kept tokens alone. Calls without a `Pass` are the
+stock model's.
 
 Attention goes through transformers' own interface, whatever implementation the tower was given
-(SDPA, FlashAttention 2, eager, flex).
+(SDPA, FlashAttention 2, eager, flex). What towers differ in is in `towers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import (
-    CLIPAttention,
-    CLIPEncoder,
-    CLIPEncoderLayer,
-    CLIPVisionModel,
-    eager_attention_forward,
-)
 
 from ..arguments import SCORE_DTYPES
+from ..geometry import patches_of
 from ..ops import Selection
-from . import kept_rows
-from .accounting import refuse
+from . import judges, kept_rows
+from .accounting import Anatomy, Plan, Settings, refuse
 from .classes import Switched, turn_off, turn_on
+from .towers import FAMILIES, TowerFamily, core, family_of
 
 INITIAL_LAYER = 0
 
 FeatureLayer = int | Sequence[int]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a tower: the hidden states that are features, and the scores.
+
+    wanted: the numbers of those states, counted from the embeddings. normed: the last of them is
+    read after the tower's last norm. lines: rows and columns of the patches that judge, None where
+    CLS does. side: patches a side. weighs: the initial layer's scores share out the budget.
+    """
+
+    family: type[TowerFamily]
+    wanted: tuple[int, ...]
+    normed: bool
+    lines: tuple[int, ...] | None
+    side: int
+    weighs: bool
+
+    @classmethod
+    def of(
+        cls, tower: nn.Module, feature_layer: FeatureLayer, anatomy: Anatomy, settings: Settings
+    ) -> Reading:
+        """For a tower of `towers`. Raises ValueError."""
+        family = family_of(tower)
+        assert family is not None  # `support` has looked
+        wanted = hidden_state_numbers(len(encoder_layers(tower)), feature_layer)
+        lines = judges.lines(settings.judge, family, anatomy.patches)
+        weighs = lines is None and settings.policy != "pooled"
+        normed = anatomy.reads_norm and feature_layer == -1
+        return cls(family, wanted, normed, lines, anatomy.patches, weighs)
+
+    @property
+    def final(self) -> int:
+        """The selection layer, counted from 0."""
+        return max(self.wanted) - 1
+
+    @property
+    def scored(self) -> set[int]:
+        """Layers whose queries and keys are read."""
+        return {INITIAL_LAYER, self.final} if self.weighs else {self.final}
+
+    def judging(self, tokens: Tensor) -> Tensor:
+        """Of tokens (P, N, ...), those that judge: (P, ...) where CLS does, else (P, Q, ...)."""
+        if self.lines is None:
+            return tokens[:, 0]
+        patches = tokens[:, self.family.prefix :]
+        return judges.take(patches, self.lines, self.side)
+
+
 class Pass:
     """One forward pass that selects: what its modules are to do, and what they note.
 
-    wanted: which hidden states are features, counted from the embeddings; final: the selection
-    layer, counted from 0. full_images: which of the P partitions are full images, all if None.
     choose: selects, given features (P, T, D), a view, and the scores' queries and keys; None in a
-    pass through the whole tower. most: no partition keeps more of its tokens.
+    pass through the whole tower.
 
-    Noted: query_init (B, H, Dh) and key_init (B, N, H, Dh), of the full images alone; query_final
-    (P, H, Dh) and key_final (P, N, H, Dh); kept, what was chosen.
+    Noted: query_init (B, H, Dh) and key_init (B, N, H, Dh), of the full images alone, where they
+    are weighed; query_final (P, H, Dh), or (P, Q, H, Dh), and key_final (P, N, H, Dh); kept, what
+    was chosen.
 
     No dataclass: FSDP hands copies of those to the modules it wraps.
     """
 
     def __init__(
         self,
-        wanted: tuple[int, ...],
-        full_images: Sequence[int] | None,
+        reading: Reading,
+        todo: Plan,
         choose: Callable[[Tensor, tuple[Tensor, ...]], Selection] | None = None,
-        most: int = 0,
     ) -> None:
-        self.wanted, self.final = wanted, max(wanted) - 1
-        self.full_images, self.choose, self.most = full_images, choose, most
+        self.reading, self.todo, self.choose = reading, todo, choose
         self.query_init = self.key_init = self.query_final = self.key_final = None
         self.kept: Selection | None = None
 
     def note(self, number: int, query: Tensor, key: Tensor) -> None:
-        """Take the CLS query (P, H, Dh) and the keys (P, N, H, Dh) of layer `number`."""
-        if number == INITIAL_LAYER:
-            self.query_init = rows(query, self.full_images)
-            self.key_init = rows(key, self.full_images)
-        if number == self.final:
+        """Take the judges' queries, (P, H, Dh) or (P, Q, H, Dh), and the keys of layer `number`."""
+        if self.reading.weighs and number == INITIAL_LAYER:
+            self.query_init = rows(query, self.todo.full_images)
+            self.key_init = rows(key, self.todo.full_images)
+        if number == self.reading.final:
             self.query_final, self.key_final = query, key
 
     def scores(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Query and key of the initial and of the selection layer, as `select_qk` takes them."""
-        noted = self.query_init, self.key_init, self.query_final, self.key_final
-        if self.query_init is None:
-            raise refuse("vision tower", "CLIP's own forward methods", "one that was replaced")
-        return as_scores(noted, device)
+        """Query and key of the initial and of the selection layer, as `select_qk` takes them.
+
+        Judges other than CLS weigh the full images where they judge, in the selection layer.
+        """
+        final = self.query_final, self.key_final
+        initial = (self.query_init, self.key_init) if self.reading.weighs else final
+        if initial[0] is None or final[0] is None:
+            raise replaced_inside(self.reading.family)
+        return as_scores((*initial, *final), device)
 
 
 class TowerModule(Switched):
@@ -89,129 +134,140 @@ class TowerModule(Switched):
 
 class _Tower(TowerModule):
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        *args: Any,
-        hired: Pass | None = None,
-        **kwargs: Any,
+        self, pixel_values: Any = None, *args: Any, hired: Pass | None = None, **kwargs: Any
     ) -> Any:
         if hired is None or hired.choose is None:
             return super().forward(pixel_values, *args, **_with(hired, kwargs))
-        hidden = self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding=False))
-        return self.encoder(inputs_embeds=hidden, hired=hired)
+        family = hired.reading.family
+        tokens = self.encoder(family.begin(self, pixel_values), hired=hired)
+        if not hired.reading.normed:
+            return tokens
+        patches = tokens.unflatten(-1, (hired.todo.anatomy.merge**2, -1))
+        return getattr(self, family.last_norm)(patches).flatten(1)
 
 
 class _Encoder(TowerModule):
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        hired: Pass | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self, *args: Any, hired: Pass | None = None, **kwargs: Any) -> Any:
         if hired is None or hired.choose is None:
-            return super().forward(inputs_embeds, attention_mask, *args, **_with(hired, kwargs))
-        hidden, states = inputs_embeds, {}
-        for number, layer in enumerate(self.layers):
-            if number in hired.wanted:
+            return super().forward(*args, **_with(hired, kwargs))
+        (hidden,), reading = args, hired.reading
+        mask, states = reading.family.mask, {}
+        for number, layer in enumerate(getattr(self, reading.family.layers_name)):
+            if number in reading.wanted:
                 states[number] = hidden
-            if number < hired.final and number != INITIAL_LAYER:
-                hidden = layer(hidden, None)
+            if number not in reading.scored:
+                hidden = layer(hidden, *mask)
                 continue
-            hidden = layer(hidden, None, hired=hired)
-            if number == hired.final:
+            hidden = layer(hidden, *mask, hired=hired)
+            if number == reading.final:
                 break
-        return kept_rows.feature_columns(hired.wanted, states, hired.kept, hidden)
+        kept, merge = hired.kept, hired.todo.anatomy.merge
+        columns = kept_rows.feature_columns(
+            reading.wanted, states, in_patches(kept, hired.todo), hidden, reading.family.prefix
+        )
+        return columns.reshape(kept.indices.shape[0], merge**2 * columns.shape[-1])
 
 
 class _Layer(TowerModule):
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        hired: Pass | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, *args: Any, hired: Pass | None = None, **kwargs: Any
     ) -> Tensor:
-        if hired is None or hired.choose is None or self.hired_number != hired.final:
-            return super().forward(hidden_states, attention_mask, *args, **_with(hired, kwargs))
-        attended, kept = self.self_attn(
-            hidden_states=self.layer_norm1(hidden_states),
-            attention_mask=attention_mask,
-            hired=hired,
-            entering=hidden_states,
+        """As the class's own; of the selection layer the kept patches, (K * merge^2, D)."""
+        reading = None if hired is None else hired.reading
+        selects = hired is not None and hired.choose is not None
+        selects = selects and self.hired_number == reading.final
+        if reading is None or (not selects and reading.family.hands_down):
+            return super().forward(hidden_states, *args, **_with(hired, kwargs))
+        family, entering = reading.family, hidden_states if selects else None
+        attended, kept = family.attention_of(self)(
+            family.norm(self, hidden_states), hired=hired, entering=entering
         )
+        if not selects:
+            return family.finish(self, hidden_states, attended)
         if not isinstance(kept, Selection):
-            raise refuse("vision tower", "CLIP's own forward methods", "one that was replaced")
-        hired.kept, tokens = kept, kept.tokens + attended
-        return tokens + self.mlp(self.layer_norm2(tokens))
+            raise replaced_inside(family)
+        hired.kept = kept
+        return family.finish(self, in_patches(kept, hired.todo).tokens, attended)
 
 
 class _Attention(TowerModule):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
         *args: Any,
         hired: Pass | None = None,
         entering: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
-        """As the class's own; of the selection layer (K, D) for kept tokens, and the selection.
+        """As the class's own; of the selection layer what it gives the kept patches, (K * merge^2,
+        D), and the selection.
 
         `entering` (P, N, D) is what enters that layer, `hidden_states` the same normalised.
         """
-        if hired is None or self.hired_number not in (INITIAL_LAYER, hired.final):
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        reading = None if hired is None else hired.reading
+        if reading is None or self.hired_number not in reading.scored:
+            return super().forward(hidden_states, *args, **kwargs)
+        family = reading.family
         if entering is None:
-            query = heads(self, self.q_proj(hidden_states))
-            key, value = (heads(self, part(hidden_states)) for part in (self.k_proj, self.v_proj))
-            hired.note(self.hired_number, query[:, 0], key)
+            projections = family.query, family.key, family.value
+            query, key, value = (heads(self, part(self, hidden_states)) for part in projections)
+            hired.note(self.hired_number, reading.judging(query), key)
+            kwargs.pop("attention_mask", None)  # None, of all towers
             attended, weights = attend(self, query, key, value, **kwargs)
-            return self.out_proj(attended), weights
-        query = heads(self, self.q_proj(hidden_states[:, :1]))
-        key, value = (heads(self, part(hidden_states)) for part in (self.k_proj, self.v_proj))
-        hired.note(self.hired_number, query[:, 0], key)
-        kept = hired.choose(entering[:, 1:], hired.scores(entering.device))
+            return family.output(self, attended), weights
+        everybody = reading.lines is not None and len(reading.lines) == reading.side
+        asked = hidden_states if everybody else reading.judging(hidden_states)
+        query = family.query(self, asked)
+        projections = family.key, family.value
+        key, value = (heads(self, part(self, hidden_states)) for part in projections)
+        judging = reading.judging(query) if everybody else query
+        hired.note(self.hired_number, heads(self, judging), key)
+        prefix, todo = family.prefix, hired.todo
+        kept = hired.choose(entering[:, prefix:], hired.scores(entering.device))
         # Queries are independent of each other: of this layer's only the kept ones attend.
-        queries = self.q_proj(kept_rows.gather(hidden_states, kept))
-        T, most = hidden_states.shape[1] - 1, max(1, hired.most)
-        room, places = kept_rows.by_partition(queries, kept, T, most)
-        attended, _ = attend(self, heads(self, room), key, value)
-        return self.out_proj(kept_rows.from_partitions(attended, places)), kept
+        patches = in_patches(kept, todo)
+        if everybody:
+            queries = kept_rows.gather(query, patches, prefix)
+        else:
+            queries = family.query(self, kept_rows.gather(hidden_states, patches, prefix))
+        room = kept_rows.by_partition(
+            queries, patches, reading.side**2, todo.most * todo.anatomy.merge**2
+        )
+        attended, _ = attend(self, heads(self, room.rows), room.of(key), room.of(value))
+        return family.output(self, room.back(attended)), kept
 
 
-_MIXINS = {
-    CLIPVisionModel: _Tower,
-    CLIPEncoder: _Encoder,
-    CLIPEncoderLayer: _Layer,
-    CLIPAttention: _Attention,
-}
+_MIXINS = {"tower": _Tower, "encoder": _Encoder, "layer": _Layer, "attention": _Attention}
+
+
+def in_patches(kept: Selection, todo: Plan) -> Selection:
+    """A selection of merged tokens as one of the patches that they are made of."""
+    merge = todo.anatomy.merge
+    if merge == 1:
+        return kept
+    tokens = kept.tokens.unflatten(-1, (merge**2, -1)).flatten(0, 1)
+    indices = patches_of(kept.indices, todo.anatomy.patches, merge).flatten()
+    return Selection(tokens, indices, kept.counts * merge**2)
 
 
 def turn_on_tower(tower: nn.Module) -> None:
-    """Let the modules of a CLIP tower take a `Pass`. What else calls them sees no difference."""
+    """Let the modules of a tower take a `Pass`. What else calls them sees no difference."""
+    family = family_of(tower)
     for module in tower.modules():
-        for kind, mixin in _MIXINS.items():
-            if isinstance(module, kind):
+        for part, mixin in _MIXINS.items():
+            if isinstance(module, getattr(family, part)):
                 turn_on(module, mixin)
-            if kind is CLIPEncoder and isinstance(module, kind):
-                for number, layer in enumerate(module.layers):
-                    for part in layer.modules():
-                        if isinstance(part, CLIPEncoderLayer | CLIPAttention):
-                            part.hired_number = number
-
-
-def is_clip_tower(tower: nn.Module) -> bool:
-    """Whether this is, in a wrapper or without, a CLIP vision tower of transformers."""
-    towers = (module for module in tower.modules() if isinstance(module, CLIPVisionModel))
-    return hasattr(core(tower), "encoder") and next(towers, None) is not None
+        if isinstance(module, family.encoder):
+            for number, layer in enumerate(getattr(module, family.layers_name)):
+                for part in layer.modules():
+                    if isinstance(part, (family.layer, family.attention)):
+                        part.hired_number = number
 
 
 def is_on(tower: nn.Module) -> bool:
-    """Whether the modules of a CLIP tower take a `Pass`."""
-    encoders = (module for module in tower.modules() if isinstance(module, CLIPEncoder))
+    """Whether the modules of a tower take a `Pass`."""
+    kinds = tuple(family.encoder for family in FAMILIES)
+    encoders = (module for module in tower.modules() if isinstance(module, kinds))
     return isinstance(next(encoders), TowerModule)
 
 
@@ -252,13 +308,14 @@ def selection_layer(layers: int, feature_layer: FeatureLayer = -2) -> int:
 
 
 def encoder_layers(tower: nn.Module) -> Any:
-    """The transformer layers of a CLIP vision tower."""
-    return core(tower).encoder.layers
+    """The transformer layers of a vision tower."""
+    family = family_of(tower)
+    return getattr(core(tower).encoder, "layers" if family is None else family.layers_name)
 
 
-def core(tower: nn.Module) -> Any:
-    """The tower itself, where it is given with a projection on top."""
-    return getattr(tower, "vision_model", tower)
+def replaced_inside(family: type[TowerFamily]) -> ValueError:
+    """The error of a tower whose modules do not do what they should."""
+    return refuse("vision tower", f"{family.name}'s own forward methods", "one that was replaced")
 
 
 def as_scores(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
@@ -291,17 +348,21 @@ def attend(
 
     Returns (P, Q, D), and the weights (P, H, Q, N) of an implementation that has them.
     """
-    name = attn.config._attn_implementation
-    function = eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    name, family = attn.config._attn_implementation, _family_of_attention(attn)
+    function = family.eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     attended, weights = function(
         attn,
         *(tensor.transpose(1, 2) for tensor in (query, key, value)),
         None,
         scaling=attn.scale,
-        dropout=attn.dropout if attn.training else 0.0,
+        dropout=family.dropout(attn) if attn.training else 0.0,
         **kwargs,
     )
     return attended.reshape(*query.shape[:2], -1).contiguous(), weights
+
+
+def _family_of_attention(attn: nn.Module) -> type[TowerFamily]:
+    return next(family for family in FAMILIES if isinstance(attn, family.attention))
 
 
 def _with(hired: Pass | None, kwargs: dict[str, Any]) -> dict[str, Any]:

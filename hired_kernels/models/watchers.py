@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -22,11 +22,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPVisionModel
 
 from .accounting import refuse
 from .classes import reaches
-from .vision_tower import INITIAL_LAYER, Pass, TowerModule, core, encoder_layers, heads
+from .towers import TowerFamily, core, family_of
+from .vision_tower import Pass, TowerModule, encoder_layers, heads
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _AT_HOME = ("torch", "transformers", "accelerate", "deepspeed")
@@ -34,22 +34,25 @@ _TRANSFORMERS = os.path.dirname(transformers.__file__)
 
 
 @torch.compiler.disable
-def why_full(tower: nn.Module, final: int) -> str | None:
-    """Why an early exit in layer `final` will not do for this tower as it is now, or None."""
-    for name, module in _changed(tower, final):
+def why_full(tower: nn.Module, scored: Collection[int]) -> str | None:
+    """Why an early exit will not do for this tower as it is now, or None.
+
+    `scored` are the layers whose queries and keys are read, the last of them the selection layer.
+    """
+    for name, module in _changed(tower, max(scored)):
         if any(map(_is_users, _hooks_of(module))):
             return f"a hook on {name} is to see what it sees in the stock model"
     everywhere = (getattr(torch_module, f"_global{kind}", {}).values() for kind in _HOOKS)
     if any(map(_is_users, chain(*everywhere))):
         return "a hook on all modules is to see what it sees in the stock model"
-    name = replaced(tower, final)
+    name = replaced(tower, scored)
     return None if name is None else f"the forward method of {name} was replaced"
 
 
 @torch.compiler.disable
-def replaced(tower: nn.Module, final: int) -> str | None:
+def replaced(tower: nn.Module, scored: Collection[int]) -> str | None:
     """The name of a module that a pass has to reach and does not, or None."""
-    own = chain(*(_layer(tower, number) for number in {INITIAL_LAYER, final}))
+    own = chain(*(_layer(tower, number) for number in sorted(scored)))
     for name, module in chain(_outer(tower), own):
         if isinstance(module, TowerModule) and not (reaches(module) and _is_stock(module)):
             return name
@@ -58,11 +61,12 @@ def replaced(tower: nn.Module, final: int) -> str | None:
 
 @contextmanager
 def noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
-    """Note queries and keys for a pass where its modules do not: by hooks on their projections."""
-    seen, thread, handles = {}, threading.get_ident(), []
-    for number in {INITIAL_LAYER, hired.final}:
-        (attn,) = (part for _, part in _layer(tower, number) if isinstance(part, CLIPAttention))
-        for name in ("q_proj", "k_proj"):
+    """Note queries and keys for a pass where its modules do not: by hooks on what makes them."""
+    reading, seen, thread, handles = hired.reading, {}, threading.get_ident(), []
+    kind, made_by = reading.family.attention, reading.family.noted
+    for number in reading.scored:
+        (attn,) = (part for _, part in _layer(tower, number) if isinstance(part, kind))
+        for name in made_by:
 
             def note(
                 _: nn.Module, args: Any, output: Tensor, key: Any = (number, name), attn: Any = attn
@@ -76,29 +80,40 @@ def noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    for number in {INITIAL_LAYER, hired.final}:
-        if not {(number, "q_proj"), (number, "k_proj")} <= seen.keys():
-            raise refuse("vision tower", "q_proj and k_proj to be called", "an attention without")
-        hired.note(number, seen[number, "q_proj"][:, 0], seen[number, "k_proj"])
+    for number in reading.scored:
+        if not all((number, name) in seen for name in made_by):
+            expected = f"{' and '.join(made_by)} to be called"
+            raise refuse("vision tower", expected, "an attention without")
+        query, key = (seen[number, name] for name in made_by)
+        hired.note(number, reading.judging(query), key)
 
 
 def _changed(tower: nn.Module, final: int) -> Iterator[tuple[str, nn.Module]]:
     """Modules that compute less under an early exit, or nothing, with their names."""
     yield from _outer(tower)
-    yield "vision_tower.post_layernorm", core(tower).post_layernorm
+    for name in (_family(tower).last_norm, "head"):
+        if hasattr(core(tower), name):
+            yield from getattr(core(tower), name).named_modules(prefix=f"vision_tower.{name}")
     for number in range(final, len(encoder_layers(tower))):
         yield from _layer(tower, number)
 
 
 def _outer(tower: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The tower and its encoder, and what may be wrapped around either."""
-    yield from _down_to(tower, CLIPVisionModel, "vision_tower")
-    yield from _down_to(core(tower).encoder, CLIPEncoder, "vision_tower.encoder")
+    family = _family(tower)
+    yield from _down_to(tower, family.tower, "vision_tower")
+    yield from _down_to(core(tower).encoder, family.encoder, "vision_tower.encoder")
 
 
 def _layer(tower: nn.Module, number: int) -> Iterator[tuple[str, nn.Module]]:
-    name = f"vision_tower.encoder.layers.{number}"
+    name = f"vision_tower.encoder.{_family(tower).layers_name}.{number}"
     return encoder_layers(tower)[number].named_modules(prefix=name)
+
+
+def _family(tower: nn.Module) -> type[TowerFamily]:
+    family = family_of(tower)
+    assert family is not None  # `support` has looked
+    return family
 
 
 def _down_to(module: nn.Module, kind: type, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -120,7 +135,8 @@ def _hooks_of(module: nn.Module) -> Iterator[Any]:
 def makes_stock_features(model: nn.Module) -> bool:
     """Whether a model's class makes features of pictures in transformers' own way."""
     base = getattr(type(model), "_hired_base", type(model))
-    methods = (getattr(base, name, None) for name in ("get_image_features", "pack_image_features"))
+    names = ("get_image_features", "pack_image_features", "pixel_shuffle")
+    methods = (getattr(base, name, None) for name in names)
     return all(method is None or _is_transformers(method) for method in methods)
 
 

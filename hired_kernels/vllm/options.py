@@ -52,6 +52,8 @@ class Options:
         if not isinstance(asked, Mapping) or not set(asked) <= set(_OF_A_SERVER):
             raise refuse("hired", f"a mapping of {', '.join(_OF_A_SERVER)}", repr(asked))
         budget, max_budget = asked.get("budget"), asked.get("max_budget")
+        if asked.get("policy", "exact") not in ("exact", "published"):
+            raise refuse("policy", "exact or published in vLLM", repr(asked["policy"]))
         settings = Settings(**{name: asked[name] for name in _RULES if name in asked})
         why_not = _why_not(config)
         anatomy = Anatomy.of(config) if why_not is None else None
@@ -154,7 +156,9 @@ def _why_not(config: Any) -> str | None:
         support.check(config)
     except ValueError as error:
         return str(error)
-    strategy = support.strategy_of(config)
+    tower, strategy = config.vision_config.model_type, support.strategy_of(config)
+    if tower != "clip_vision_model":
+        return str(refuse("model", "a CLIP vision tower in vLLM", tower))
     if strategy != "default":
         return str(refuse("vision_feature_select_strategy", "default", strategy))
     return None

@@ -53,9 +53,9 @@ def keep(
     kept = _select(layer.self_attn, hidden[:, 1:], scores, todo, settings)
     # Queries are independent of each other: of this layer's only the kept ones are attended with.
     queries = kept_rows.gather(query.flatten(2), kept)
-    room, places = kept_rows.by_partition(queries, kept, hidden.shape[1] - 1, todo.most)
-    attended = _attend(layer.self_attn, room, key, value)
-    tokens = _close(layer, kept.tokens, kept_rows.from_partitions(attended, places))
+    room = kept_rows.by_partition(queries, kept, hidden.shape[1] - 1, todo.most)
+    attended = _attend(layer.self_attn, room.rows, room.of(key), room.of(value))
+    tokens = _close(layer, kept.tokens, room.back(attended))
     return kept._replace(tokens=kept_rows.feature_columns(wanted, states, kept, tokens))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,20 @@ def partitions_of(config, pixel_values, sizes):
     return torch.cat([pixel_values[i, : one.partitions] for i, one in enumerate(layouts)])
 
 
-def select_as_the_reference(model, pixel_values, sizes, *, budget=0.2, alpha=0.5, policy="exact"):
+def queries_of(judge, side, prefix=1):
+    """Which of N = prefix + side^2 queries judge."""
+    if judge == "cls" or (judge == "auto" and prefix):
+        return [0]
+    if judge == "patches":
+        return [prefix + t for t in range(side**2)]
+    r = max(1, side // 2) if judge == "auto" else math.isqrt(judge)
+    lines = [(2 * i + 1) * side // (2 * r) for i in range(r)]
+    return [prefix + y * side + x for y in lines for x in lines]
+
+
+def select_as_the_reference(
+    model, pixel_values, sizes, *, budget=0.2, alpha=0.5, policy="exact", judge="auto"
+):
     """`Oracle` for a stock model: its tower gives the tokens, and in float64 the scores."""
     config, tower = model.config, model.model.vision_tower
     layers = support.feature_layer_of(config)
@@ -72,11 +86,13 @@ def select_as_the_reference(model, pixel_values, sizes, *, budget=0.2, alpha=0.5
     else:
         grids = [layout.grid for layout in layouts]
         crops = [layout.crop or (0, 0, 0, 0) for layout in layouts]
+    asked = queries_of(judge, layouts[0].side)
+    initial = 0 if asked == [0] else final
     with hired.backend("reference"):
         kept = hired.select(
             features,
-            attentions[0][:, :, 0, 1:].float(),
-            attentions[final][:, :, 0, 1:].float(),
+            attentions[initial][:, :, asked, 1:].mean(dim=2).float(),
+            attentions[final][:, :, asked, 1:].mean(dim=2).float(),
             grids=grids,
             budget=budget,
             alpha=alpha,
@@ -104,6 +120,8 @@ def logits_with_features(model, features, **inputs):
             embeds = embeds.masked_scatter(mask, torch.cat(features))
             return model(inputs_embeds=embeds, **inputs).logits
         pooled = torch.stack(features) if model.config.model_type == "vipllava" else features
+        if model.config.model_type == "internvl":
+            pooled = torch.cat(features)[None]
         encoded = {"image": BaseModelOutputWithPooling(pooler_output=pooled)}
         return model(input_ids=ids, mm_encoder_outputs=encoded, **inputs).logits
 

@@ -187,7 +187,9 @@ def test_the_tower_names_its_own_arguments():
         with pytest.raises(ValueError, match="hired: feature_layer: expected the output of one of"):
             hired.HiredTower(tower.tower, feature_layer=layer)
     for other in (torch.nn.Linear(1, 1), None, model, tower):
-        with pytest.raises(ValueError, match=r"hired: tower: expected a CLIP vision tower"):
+        with pytest.raises(
+            ValueError, match=r"hired: tower: expected a CLIP, SigLIP or InternViT vision"
+        ):
             hired.HiredTower(other)
     with pytest.raises(ValueError, match="hired: pinpoints: expected"):
         hired.HiredTower(tower.tower, pinpoints=[84, 168])

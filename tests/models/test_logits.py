@@ -22,6 +22,7 @@ from llava_oracle import (
     partitions_of,
     project,
     select_as_the_reference,
+    stock_inputs,
     switched,
     text_of,
     without_surplus,
@@ -42,6 +43,30 @@ def test_logits_are_the_stock_models_with_the_selected_features(kind):
     expected = logits_with_features(stock, features, **text_of(inputs))
     torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
     assert not torch.allclose(logits_of(model, inputs), logits_of(stock, text_of(inputs)), atol=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "pooled"},
+        {"policy": "pooled", "newlines": True, "budget": 1.0},
+        {"judge": "patches"},
+        {"judge": 9, "policy": "pooled"},
+        {"judge": 5, "alpha": 0.2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["llava-next-llama", "llava", "llava-layers"])
+def test_policies_and_judges(kind, settings):
+    settings = {"budget": 0.3, **settings}
+    newlines = settings.pop("newlines", False) and KINDS[kind].sub_images
+    stock, model, inputs = switched(kind, newlines=newlines, **settings)
+    if newlines:
+        expected = logits_of(stock, stock_inputs(inputs))
+    else:
+        features = features_of(stock, inputs, **settings)
+        expected = logits_with_features(stock, features, **text_of(inputs))
+    torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
