@@ -15,10 +15,20 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
+)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
 )
 
 TILE, PATCH = 84, 14  # 6 x 6 patches a partition
@@ -38,7 +48,11 @@ class Kind:
 
     @property
     def sub_images(self) -> bool:
-        return "Next" in self.name
+        return "Next" in self.name or "Onevision" in self.name
+
+    @property
+    def siglip(self) -> bool:
+        return self.options.get("tower") == "siglip"
 
 
 KINDS = {
@@ -49,7 +63,13 @@ KINDS = {
     "llava-layers": Kind("Llava", LlamaConfig, {"layer": [1, -2]}, "LlavaProcessor"),
     "vipllava": Kind("VipLlava", LlamaConfig, {"layer": [-2, 1, 2]}, "LlavaProcessor"),
     "llava-next-video": Kind("LlavaNextVideo", processor="LlavaNextVideoProcessor"),
+    "llava-siglip": Kind("Llava", options={"tower": "siglip"}, processor="LlavaProcessor"),
+    "granite-vision": Kind("LlavaNext", options={"tower": "siglip", "layer": [1, 3, -1]}),
+    # 90 pixels are 6 patches of 14 and a rest, as SigLIP's 384 are 27.
+    "llava-onevision": Kind("LlavaOnevision", Qwen2Config, {"tower": "siglip", "tile": 90},
+                            "LlavaOnevisionProcessor"),
 }  # fmt: skip
+WITH_CLS = [name for name, kind in KINDS.items() if not kind.siglip]
 
 
 def make(
@@ -71,13 +91,15 @@ def make(
     """
     chosen = KINDS[kind]
     tile = tile or chosen.options.get("tile", TILE)
-    vision = CLIPVisionConfig(
+    tower = SiglipVisionConfig if chosen.siglip else CLIPVisionConfig
+    vision = tower(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,
         num_attention_heads=2,
         image_size=tile,
         patch_size=PATCH,
+        **({"vision_use_head": False} if chosen.siglip else {}),
     )
     text = chosen.text(
         hidden_size=width,
@@ -91,6 +113,8 @@ def make(
         eos_token_id=3,
         max_position_embeddings=8192,
     )
+    if chosen.siglip:
+        changes.setdefault("vision_feature_select_strategy", "full")
     options = {"vision_config": vision, "text_config": text, "image_token_index": 4, **changes}
     if "layer" in chosen.options:
         name = "vision_feature_layer"
@@ -100,7 +124,7 @@ def make(
     if chosen.sub_images:
         pixels = [[rows * tile, cols * tile] for rows, cols in pinpoints]
         options["image_grid_pinpoints"] = pixels
-    if chosen.name == "LlavaNextVideo":
+    if chosen.name in ("LlavaNextVideo", "LlavaOnevision"):
         options["video_token_index"] = 5
     config = getattr(transformers, f"{chosen.name}Config")(**options)
     if attention:
@@ -136,7 +160,10 @@ def make_processor(chosen, tile, pinpoints, padding_side, words, changes):
         padding_side=padding_side,
     )
     sizes = {"size": {"shortest_edge": tile}, "crop_size": {"height": tile, "width": tile}}
-    if chosen.sub_images:
+    if chosen.name == "LlavaOnevision":
+        images = LlavaOnevisionImageProcessorPil(size=sizes["crop_size"])
+        images.image_grid_pinpoints = pinpoints
+    elif chosen.sub_images:
         images = LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=pinpoints)
     else:
         images = CLIPImageProcessorPil(**sizes)
@@ -145,20 +172,31 @@ def make_processor(chosen, tile, pinpoints, padding_side, words, changes):
         "tokenizer": tokenizer,
         "patch_size": PATCH,
         "vision_feature_select_strategy": changes.get("vision_feature_select_strategy", "default"),
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": 0 if chosen.siglip else 1,
     }
+    if chosen.name == "LlavaOnevision":
+        options |= {"video_processor": None, "num_image_tokens": (tile // PATCH) ** 2}
+        return OnevisionWithoutVideos(**options)
     if chosen.name == "LlavaNextVideo":
         options["video_processor"] = None
         return WithoutVideos(**options)
     return getattr(transformers, chosen.processor)(**options)
 
 
-class WithoutVideos(transformers.LlavaNextVideoProcessor):
-    """The processor without its part for videos, which takes torchvision."""
+class _WithoutVideos:
+    """A processor without its part for videos, which takes torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
         if argument_name != "video_processor":
             super().check_argument_for_proper_class(argument_name, argument)
+
+
+class WithoutVideos(_WithoutVideos, transformers.LlavaNextVideoProcessor):
+    pass
+
+
+class OnevisionWithoutVideos(_WithoutVideos, transformers.LlavaOnevisionProcessor):
+    pass
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:

@@ -121,8 +121,8 @@ class Anatomy:
         """Whether the feature layer -1 is read after the tower's last norm, as InternVL does."""
         return self.tiles is not None
 
-    def tiled(self, R: int, C: int) -> geometry.Layout:
-        """A picture that was stretched to R x C tiles, or to one, 0 x 0."""
+    def tiled(self, R: int = 0, C: int = 0) -> geometry.Layout:
+        """A picture that was stretched to R x C tiles, or to one, 0 x 0: nothing is padding."""
         pixels = max(1, R) * self.tile, max(1, C) * self.tile
         return geometry.Layout(*pixels, (R, C), None, self.side)
 
@@ -132,7 +132,7 @@ class Anatomy:
             pixels = {"tile": self.tile, "patch": self.patch, "merge": self.merge}
             return geometry.tiled_layout(height, width, tiles=self.tiles, **pixels)
         if self.pinpoints is None:
-            return geometry.Layout(height, width, (0, 0), None, self.side)
+            return self.tiled()
         pixels = {"tile": self.tile, "patch": self.patch}
         return geometry.layout(height, width, pinpoints=self.pinpoints, **pixels)
 
@@ -212,7 +212,8 @@ def plan_of(
             capacities = geometry.capacities(grid, crop, anatomy.side)
         full, others = _split(kept, budget, capacities, settings)
         most = max(most, full, min(others, max(capacities[1:], default=0)))
-        separators.append(min(others, crop[1] - crop[0]) if settings.newlines else 0)
+        lines = min(others, crop[1] - crop[0]) if len(capacities) > 1 else min(kept, 1)
+        separators.append(lines if settings.newlines else 0)
     return Plan(
         anatomy=anatomy,
         grids=grids,

@@ -166,6 +166,8 @@ def full_images_first(pixels: Tensor, todo: Plan) -> Tensor:
 def _select(
     features: Tensor, scores: tuple[Tensor, ...], scale: float, todo: Plan, settings: Settings
 ) -> Selection:
+    if features.stride(-1) != 1:
+        features = features.contiguous()  # SigLIP's, of the whole tower
     return select_qk(features, *scores, scale=scale, **todo.rules(settings))
 
 

@@ -130,7 +130,8 @@ def _with_empty_rows_first(
 def _with_newlines(
     features: Sequence[Tensor], indices: Tensor, T: int, todo: Plan, newline: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """Put `image_newline` after each assembled row that keeps a token, under the exact policy.
+    """Put `image_newline` after each assembled row that keeps a token, and after a picture without
+    sub-images.
 
     How many rows do is known to the device alone, so each picture gets room for as many as there
     can be, and what is left over stands at its beginning. Returns the features of each picture and
@@ -139,7 +140,8 @@ def _with_newlines(
     packed, surplus = [], []
     of_pictures = features, indices.split(todo.rows), todo.grids, todo.separators, todo.full_images
     for tokens, index, (_, C), room, first in zip(*of_pictures, strict=True):
-        line = _lines(index - first * T, C, T)
+        # A picture without sub-images is one line.
+        line = _lines(index - first * T, C, T) if C else torch.ones_like(index)
         # A line ends where the next token is of another one; the full image's, 0, has no end.
         ends = torch.ones_like(line, dtype=torch.bool)
         ends[:-1] = line[1:] != line[:-1]

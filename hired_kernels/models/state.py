@@ -63,6 +63,13 @@ class Switch:
         grid = (1, partitions - 1) if partitions > 1 else (0, 0)
         return plan_of(self.settings, self.anatomy, [self.anatomy.tiled(*grid)], [budget]).rows[0]
 
+    def one_tile_placeholders(self) -> int:
+        """Tokens that stand for a picture without sub-images, of several in a prompt
+        (LLaVA-OneVision)."""
+        self._check_on()
+        todo = plan_of(self.settings, self.anatomy, [self.anatomy.tiled()])
+        return todo.rows[0] + todo.separators[0]
+
     def _check_on(self) -> None:
         if not self.on:
             raise ValueError(

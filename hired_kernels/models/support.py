@@ -19,10 +19,12 @@ MODEL_TYPES = {
     "llava_next": "LLaVA-NeXT",
     "llava_next_video": "LLaVA-NeXT-Video",
     "vipllava": "VipLLaVA",
+    "llava_onevision": "LLaVA-OneVision",
     "internvl": "InternVL",
 }
 # The towers that each is served with, by their `model_type`.
-_TOWERS = dict.fromkeys(MODEL_TYPES, ("clip_vision_model",)) | {"internvl": ("internvl_vision",)}
+_LLAVA_TOWERS = ("clip_vision_model", "siglip_vision_model")
+_TOWERS = dict.fromkeys(MODEL_TYPES, _LLAVA_TOWERS) | {"internvl": ("internvl_vision",)}
 
 
 def feature_layer_of(config: Any) -> FeatureLayer:
@@ -56,6 +58,9 @@ def check_settings(config: Any, settings: Settings) -> None:
     judges.lines(settings.judge, tower_of(config), anatomy.patches)
     if settings.newlines and anatomy.pinpoints is None:
         raise refuse("newlines", f"False for {kind}, which has no separators", True)
+    if settings.policy == "published" and tower_of(config).prefix == 0:
+        expected = f"exact or pooled for {tower_of(config).name}, which has no CLS token"
+        raise refuse("policy", expected, "'published'")
     if settings.policy == "published" and anatomy.merge > 1:
         expected = f"exact or pooled for {kind}, whose tokens are blocks of patches"
         raise refuse("policy", expected, "'published'")
@@ -93,10 +98,15 @@ def with_cls(config: Any, strategy: str) -> bool:
 
 def check_strategy(config: Any, strategy: str) -> None:
     """Raise ValueError for a `vision_feature_select_strategy` that is not served."""
-    one_tile = not hasattr(config, "image_grid_pinpoints") and config.model_type != "internvl"
-    allowed = ("default", "full") if one_tile else ("default",)
+    allowed: tuple[str, ...] = ("default",)
+    why = ""
+    if tower_of(config).prefix == 0:
+        allowed, why = ("full",), f" for {tower_of(config).name}, which has no CLS token to drop"
+    elif not hasattr(config, "image_grid_pinpoints") and config.model_type != "internvl":
+        allowed = ("default", "full")
     if strategy not in allowed:
-        raise refuse("vision_feature_select_strategy", " or ".join(allowed), strategy)
+        expected = f"{' or '.join(allowed)}{why}"
+        raise refuse("vision_feature_select_strategy", expected, strategy)
 
 
 def feature_states(config: Any, feature_layer: FeatureLayer) -> tuple[int, ...]:
@@ -141,7 +151,7 @@ def describe(config: Any) -> list[tuple[str, str]]:
         lines.append(("early exit", f"inside layer {last} of {layers}, counted from 0"))
     else:
         lines.append(("early exit", f"not possible because {why}"))
-    if config.model_type == "llava_next_video":
+    if config.model_type in ("llava_next_video", "llava_onevision"):
         lines.append(("videos", "stay as they are: they are pooled, not selected from"))
     if config.model_type == "internvl":
         lines.append(("videos", "stay as they are, unless there is a video_budget"))

@@ -18,6 +18,7 @@ from transformers import (
     InternVLProcessor,
     LlavaNextProcessor,
     LlavaNextVideoProcessor,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedModel,
     ProcessorMixin,
@@ -28,8 +29,13 @@ from .accounting import Anatomy, Settings, refuse
 from .classes import Switched, turn_off, turn_on
 from .state import Switch
 from .switched import Outer
-from .switched_features import OneImage, SubImages, Tiles
-from .switched_processor import OneImageProcessor, SubImagesProcessor, TilesProcessor
+from .switched_features import AnyResolution, OneImage, SubImages, Tiles
+from .switched_processor import (
+    AnyResolutionProcessor,
+    OneImageProcessor,
+    SubImagesProcessor,
+    TilesProcessor,
+)
 from .vision_tower import Reading, turn_off_tower, turn_on_tower
 from .watchers import makes_stock_features, why_full
 
@@ -47,8 +53,9 @@ def apply_hired(
     """Switch HiRED on for a transformers model and its processor, both in place.
 
     Args:
-        model: LLaVA-NeXT, LLaVA-1.5 (ShareGPT4V too), VipLLaVA or LLaVA-NeXT-Video with a CLIP
-            vision tower, or InternVL; `...ForConditionalGeneration` or the model inside it.
+        model: LLaVA-NeXT, LLaVA-1.5 (ShareGPT4V too), VipLLaVA or LLaVA-NeXT-Video with a CLIP or
+            SigLIP vision tower, LLaVA-OneVision or InternVL; `...ForConditionalGeneration` or the
+            model inside it.
         processor: the model's processor, which from now on writes as many placeholders for a
             picture as tokens of it are kept. None where it is patched elsewhere.
         budget: tokens to keep of a picture: a float in (0, 1] is a share of those that are not
@@ -58,7 +65,7 @@ def apply_hired(
             tokens of all partitions together; "published" what the published code keeps, in its
             order, so that its accuracy tables carry over.
         newlines: keep one `image_newline` for each row of sub-images that keeps a token
-            (LLaVA-NeXT, LLaVA-NeXT-Video). The published method has none.
+            (LLaVA-NeXT, LLaVA-NeXT-Video, LLaVA-OneVision). The published method has none.
         judge: whose attention scores the tokens. "cls", the CLS token; "patches", all patches of a
             partition; an integer q, those on a lattice of r x r, r^2 <= q; "auto", CLS in a CLIP
             tower, and elsewhere a lattice of a quarter of the patches. Judges other than CLS weigh
@@ -79,7 +86,7 @@ def apply_hired(
     support.check_settings(config, settings)
     anatomy = Anatomy.of(config)
     if processor is not None:
-        _check_processor(processor, anatomy)
+        _check_processor(processor, config, anatomy)
         parts = (*parts, processor)
     _check_classes(parts)
     remove_hired(model, processor)
@@ -128,12 +135,16 @@ def _mixin(part: Any) -> type[Switched]:
     if isinstance(part, ProcessorMixin):
         if isinstance(part, InternVLProcessor):
             return TilesProcessor
+        if isinstance(part, LlavaOnevisionProcessor):
+            return AnyResolutionProcessor
         sub_images = hasattr(part, "_get_number_of_features")
         return SubImagesProcessor if sub_images else OneImageProcessor
     if hasattr(part, "generate"):
         return Outer
     if hasattr(part, "pixel_shuffle"):
         return Tiles
+    if part.config.model_type == "llava_onevision":
+        return AnyResolution
     return SubImages if hasattr(part, "pack_image_features") else OneImage
 
 
@@ -154,14 +165,23 @@ def _check_classes(parts: Iterable[Any]) -> None:
             raise refuse("model", expected, name)
 
 
-def _check_processor(processor: Any, anatomy: Anatomy) -> None:
-    kinds: tuple[type, ...] = (LlavaNextProcessor, LlavaNextVideoProcessor)
-    named = "LlavaNext(Video)Processor"
-    if anatomy.tiles is not None:
-        kinds, named = (InternVLProcessor,), InternVLProcessor.__name__
-    elif anatomy.pinpoints is None:
-        kinds, named = (LlavaProcessor,), LlavaProcessor.__name__
+# The processors of each kind of model, and which of an image processor's sizes is the tile.
+_PROCESSORS: dict[str, tuple[tuple[type, ...], str]] = {
+    "llava": ((LlavaProcessor,), "crop_size"),
+    "vipllava": ((LlavaProcessor,), "crop_size"),
+    "llava_next": ((LlavaNextProcessor, LlavaNextVideoProcessor), "crop_size"),
+    "llava_next_video": ((LlavaNextProcessor, LlavaNextVideoProcessor), "crop_size"),
+    "llava_onevision": ((LlavaOnevisionProcessor,), "size"),
+    "internvl": ((InternVLProcessor,), "size"),
+}
+# Their attributes that say how many tokens a tile has.
+_TOKENS_OF_A_TILE = {"llava_onevision": "num_image_tokens", "internvl": "image_seq_length"}
+
+
+def _check_processor(processor: Any, config: Any, anatomy: Anatomy) -> None:
+    kinds, argument = _PROCESSORS[config.model_type]
     if not issubclass(type(processor), kinds):
+        named = " or ".join(kind.__name__ for kind in kinds)
         raise refuse("processor", f"a {named}, the model's", type(processor).__name__)
     images = processor.image_processor
     if anatomy.pinpoints is not None:
@@ -169,15 +189,14 @@ def _check_processor(processor: Any, anatomy: Anatomy) -> None:
         if pinpoints != anatomy.pinpoints:
             expected = f"the model's image_grid_pinpoints {list(anatomy.pinpoints)}"
             raise refuse("processor", expected, list(pinpoints))
-    tile, argument = anatomy.tile, "crop_size"
-    if anatomy.tiles is not None:
-        if processor.image_seq_length != anatomy.tokens:
-            expected = f"image_seq_length {anatomy.tokens}, the model's tokens a tile"
-            raise refuse("processor", expected, processor.image_seq_length)
-        argument = "size"
+    if config.model_type in _TOKENS_OF_A_TILE:
+        name = _TOKENS_OF_A_TILE[config.model_type]
+        if getattr(processor, name) != anatomy.tokens:
+            expected = f"{name} {anatomy.tokens}, the model's tokens a tile"
+            raise refuse("processor", expected, getattr(processor, name))
     elif anatomy.pinpoints is None and not getattr(images, "do_center_crop", True):
         argument = "size"
-    size = getattr(images, argument, None)
+    tile, size = anatomy.tile, getattr(images, argument, None)
     pixels = (_side(size, "height"), _side(size, "width"))
     if any(each not in (None, tile) for each in pixels):
         got = pixels[0] if pixels[0] == pixels[1] else pixels

@@ -21,7 +21,7 @@ from .image_features import HiredImageOutput
 from .state import ROWS, TILES, Switch, call_options, check_rows
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
-_RAW = ("pixel_values", "image_sizes", TILES)
+_RAW = ("pixel_values", "image_sizes", "batch_num_images", TILES)
 _HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
 
 

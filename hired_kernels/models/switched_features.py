@@ -122,6 +122,55 @@ class SubImages(_Features):
         return self._hired_features(todo, pixels, layer, strategy, **kwargs)
 
 
+class AnyResolution(SubImages):
+    """LLaVA-OneVision: as LLaVA-NeXT, but of several pictures in a prompt each is one partition."""
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Any = None,
+        vision_feature_layer: Any = None,
+        vision_feature_select_strategy: str | None = None,
+        vision_aspect_ratio: str | None = None,
+        batch_num_images: Any = None,
+        **kwargs: Any,
+    ) -> HiredImageOutput | tuple:
+        """Features of the kept tokens of pictures: `HiredImageOutput`.
+
+        As of LLaVA-NeXT; batch_num_images has the number of pictures of each prompt, None where
+        each has one. vision_aspect_ratio, by which the stock model shrinks large maps, is ignored:
+        the budget does that.
+        """
+        layer, strategy = vision_feature_layer, vision_feature_select_strategy
+        if "hired" not in vars(self):
+            named = {"image_sizes": image_sizes, **_named(layer, strategy)}
+            named |= {"vision_aspect_ratio": vision_aspect_ratio}
+            named = {name: value for name, value in named.items() if value is not None}
+            named["batch_num_images"] = batch_num_images
+            return super().get_image_features(pixel_values, **named, **kwargs)
+        anatomy = Anatomy.of(self.config)
+        sizes = sizes_of(image_sizes, pixel_values, anatomy)
+        alone = _alone(batch_num_images, len(sizes))
+        layouts = [
+            anatomy.layout(*size) if is_alone else anatomy.tiled()
+            for size, is_alone in zip(sizes, alone, strict=True)
+        ]
+        todo = plan_of(vars(self)["hired"].settings, anatomy, layouts)
+        pixels = _partitions(pixel_values, todo.partitions, several=True)
+        return self._hired_features(todo, pixels, layer, strategy, **kwargs)
+
+
+def _alone(batch_num_images: Any, pictures: int) -> list[bool]:
+    """Whether each picture is the only one of its prompt."""
+    if batch_num_images is None:
+        return [True] * pictures
+    counts = batch_num_images.tolist() if hasattr(batch_num_images, "tolist") else batch_num_images
+    alone = [count == 1 for count in counts for _ in range(count)]
+    if len(alone) != pictures:
+        raise refuse("batch_num_images", f"{pictures} pictures by image_sizes", list(counts))
+    return alone
+
+
 class Tiles(_Features):
     """InternVL: a picture is its tiles, and then the full image; a frame of a video is one tile.
 

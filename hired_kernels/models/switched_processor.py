@@ -7,6 +7,8 @@ Each mixin stands before a transformers class in a subclass made for it (`classe
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +67,48 @@ class SubImagesProcessor(Switched):
         dropped = self.vision_feature_select_strategy == "default"
         pinpoints = self.image_processor.image_grid_pinpoints
         return switch.placeholders(int(orig_height), int(orig_width), pinpoints) + dropped
+
+
+# Whether the number of patch tokens that is asked for stands for a picture without sub-images.
+_ONE_TILE: ContextVar[bool] = ContextVar("hired_one_tile", default=False)
+
+
+class AnyResolutionProcessor(SubImagesProcessor):
+    """LLaVA-OneVision's processor, which counts `num_image_tokens` and a newline for each of
+    several pictures of a prompt."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Without `hired_rows`: the number of pictures of each prompt would have to go with it.
+        return super(SubImagesProcessor, self).__call__(*args, **kwargs)
+
+    @property
+    def num_image_tokens(self) -> int:
+        switch = vars(self).get("hired")
+        if switch is None or not _ONE_TILE.get():
+            return self.__dict__["num_image_tokens"]
+        return switch.one_tile_placeholders() - 1
+
+    @num_image_tokens.setter
+    def num_image_tokens(self, value: int) -> None:
+        self.__dict__["num_image_tokens"] = value
+
+    def replace_image_token(self, *args: Any, **kwargs: Any) -> str:
+        with _one_tile():
+            return super().replace_image_token(*args, **kwargs)
+
+    def _expand_image_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """What older versions of transformers have in its place."""
+        with _one_tile():
+            return super()._expand_image_tokens(*args, **kwargs)
+
+
+@contextmanager
+def _one_tile() -> Iterator[None]:
+    token = _ONE_TILE.set(True)
+    try:
+        yield
+    finally:
+        _ONE_TILE.reset(token)
 
 
 @dataclass

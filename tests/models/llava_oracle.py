@@ -80,19 +80,21 @@ def select_as_the_reference(
         states = tower(pixels, output_hidden_states=True).hidden_states
     count = len(attentions)
     final = max(layer % (count + 1) for layer in layers) - 1
-    features = torch.cat([states[layer][:, 1:] for layer in layers], dim=-1)
+    side = layouts[0].side
+    prefix = states[0].shape[1] - side**2  # CLS, where there is one
+    features = torch.cat([states[layer][:, prefix:] for layer in layers], dim=-1)
     if policy == "published":
         grids, crops = geometry.published_layout(layouts)
     else:
         grids = [layout.grid for layout in layouts]
         crops = [layout.crop or (0, 0, 0, 0) for layout in layouts]
-    asked = queries_of(judge, layouts[0].side)
-    initial = 0 if asked == [0] else final
+    asked = queries_of(judge, side, prefix)
+    initial = 0 if prefix and asked == [0] else final
     with hired.backend("reference"):
         kept = hired.select(
             features,
-            attentions[initial][:, :, asked, 1:].mean(dim=2).float(),
-            attentions[final][:, :, asked, 1:].mean(dim=2).float(),
+            attentions[initial][:, :, asked, prefix:].mean(dim=2).float(),
+            attentions[final][:, :, asked, prefix:].mean(dim=2).float(),
             grids=grids,
             budget=budget,
             alpha=alpha,

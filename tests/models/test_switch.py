@@ -240,10 +240,12 @@ def siglip():
 
 def test_models_that_it_does_not_serve():
     processor = make("llava")[1]
-    with pytest.raises(
-        ValueError, match=r"a CLIP vision tower for LLaVA-1\.5, got siglip_vision_model"
-    ):
-        hired.apply_hired(siglip(), processor)
+    model = siglip()
+    with pytest.raises(ValueError, match="select_strategy: expected full for SigLIP, which has no"):
+        hired.apply_hired(model, processor)
+    model.config.vision_config.model_type = "pixtral"
+    with pytest.raises(ValueError, match=r"CLIP or SigLIP vision tower for LLaVA-1.*got pixtral"):
+        hired.apply_hired(model, processor)
     with pytest.raises(ValueError, match="hired: model: expected a transformers model"):
         hired.apply_hired(torch.nn.Linear(1, 1), processor)
     tower = transformers.CLIPVisionModel(CLIPVisionConfig(**vars(make()[0].config.vision_config)))
@@ -261,7 +263,7 @@ def test_models_that_it_does_not_serve():
 
 def test_processors_of_another_model():
     model, _ = make()
-    with pytest.raises(ValueError, match=r"processor: expected a LlavaNext\(Video\)Processor"):
+    with pytest.raises(ValueError, match=r"processor: expected a LlavaNextProcessor"):
         hired.apply_hired(model, make("llava")[1])
     with pytest.raises(ValueError, match="processor: expected the model's image_grid_pinpoints"):
         hired.apply_hired(model, make(pinpoints=((1, 2),))[1])
