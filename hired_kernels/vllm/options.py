@@ -152,13 +152,14 @@ def check_names(processor_kwargs: Mapping[str, object]) -> None:
 
 def _why_not(config: Any) -> str | None:
     """Why HiRED cannot serve a model of this configuration, or None."""
+    tower = config.vision_config.model_type
+    if tower != "clip_vision_model":
+        return str(refuse("model", "a CLIP vision tower in vLLM", tower))
     try:
         support.check(config)
     except ValueError as error:
         return str(error)
-    tower, strategy = config.vision_config.model_type, support.strategy_of(config)
-    if tower != "clip_vision_model":
-        return str(refuse("model", "a CLIP vision tower in vLLM", tower))
+    strategy = support.strategy_of(config)
     if strategy != "default":
         return str(refuse("vision_feature_select_strategy", "default", strategy))
     return None

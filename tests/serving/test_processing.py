@@ -232,8 +232,8 @@ def test_models_that_it_does_not_serve_stay_stock(llava_next):
     config.vision_config.model_type = "siglip_vision_model"
     options = Options.of(config)
     assert options.asked({}) is None
-    with pytest.raises(ValueError, match="CLIP vision tower for LLaVA-NeXT"):
+    with pytest.raises(ValueError, match="a CLIP vision tower in vLLM"):
         options.asked({"hired_budget": 0.1})
     config.hired = {"budget": 0.1}
-    with pytest.raises(ValueError, match="CLIP vision tower for LLaVA-NeXT"):
+    with pytest.raises(ValueError, match="a CLIP vision tower in vLLM"):
         Options.of(config)
