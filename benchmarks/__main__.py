@@ -25,6 +25,7 @@ COMMANDS = {
     "vllm.tables": ("vllm.tables", "Markdown, of a results file"),
     "evidence": ("evidence.evaluate", "accuracy against budget, with the trained model"),
     "evidence.train": ("evidence.train", "trains that model anew: about 20 minutes on a core"),
+    "evidence.places": ("evidence.places", "where something is, by the positions of kept tokens"),
 }
 
 

@@ -12,6 +12,7 @@ stage of LLaVA's own training does: a word of a question then finds its patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -23,18 +24,28 @@ import hired_kernels
 from hired_kernels.cli import taken_apart
 
 from .pictures import SIDE, Scene, draw_scene, draw_size, paint
-from .questions import ANSWERS, KINDS, WORDS, Question, ask
+from .questions import ANSWERS, KINDS, WORDS, WORDS_WITH_PLACE, Question, ask
 from .seeing import placed
 from .tiles import layout_of, partitions
 
 _LENGTH = 9  # words of the longest question
 _PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")
+_ID = {word: number for number, word in enumerate(WORDS_WITH_PLACE)}
 
 
 def loss(
-    model: nn.Module, rng: np.random.Generator, pictures: int, each: int, *, short: bool
+    model: nn.Module,
+    rng: np.random.Generator,
+    pictures: int,
+    each: int,
+    *,
+    short: bool,
+    kinds: Sequence[str] = KINDS,
+    original: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of `each` questions of each kind on each picture, and the shares answered right.
+
+    `original`: a token keeps the position that it has in the prompt of all of them.
 
     `short`: prompts of the patches that show signs and few others, to begin with; what belongs
     together is found sooner among thirty tokens than among three hundred.
@@ -42,7 +53,8 @@ def loss(
     size = draw_size(rng)
     scenes = [draw_scene(rng, size) for _ in range(pictures)]
     pixels = partitions(paint(rng, scenes))
-    asked = [ask(rng, scene, each) for scene in scenes]
+    asked = [ask(rng, scene, each, kinds) for scene in scenes]
+    length = len(raster_order(*size))
     with torch.autocast("cpu", torch.bfloat16):
         tower = model.model.vision_tower
         tokens = features(tower, begin(tower, pixels), pictures)[:, raster_order(*size)]
@@ -52,8 +64,9 @@ def loss(
             tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
             shown = shown.gather(1, kept[..., None].expand(-1, -1, shown.shape[2]))
         projected = model.model.multi_modal_projector(tokens)
-        logits = answers(model, projected, asked)
-    labels = torch.tensor([[WORDS.index(each.answer) for each in row] for row in asked])
+        places = (kept, length) if original and kept is not None else None
+        logits = answers(model, projected, asked, places)
+    labels = torch.tensor([[_ID[each.answer] for each in row] for row in asked])
     total = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     embedded = model.get_input_embeddings().weight[[WORDS.index(word) for word in ANSWERS]]
     sharp = shown[..., 0] >= 0
@@ -62,8 +75,8 @@ def loss(
     )
     told = {}
     if kept is None or short:
-        right = (logits.argmax(dim=2) == labels).float().mean(dim=0).unflatten(0, (len(KINDS), -1))
-        told = dict(zip(KINDS, right.mean(dim=1).tolist(), strict=True))
+        right = (logits.argmax(dim=2) == labels).float().mean(dim=0).unflatten(0, (len(kinds), -1))
+        told = dict(zip(kinds, right.mean(dim=1).tolist(), strict=True))
     return total, told
 
 
@@ -124,20 +137,31 @@ def raster_order(height: int, width: int) -> Tensor:
     return kept.indices
 
 
-def answers(model: nn.Module, tokens: Tensor, asked: list[list[Question]]) -> Tensor:
-    """Logits (B, questions, words) after each question, given projected tokens (B, K, width)."""
+def answers(
+    model: nn.Module,
+    tokens: Tensor,
+    asked: list[list[Question]],
+    places: tuple[Tensor, int] | None = None,
+) -> Tensor:
+    """Logits (B, questions, words) after each question, given projected tokens (B, K, width).
+
+    `places` has where the tokens stand, (B, K), among how many; None: one after the other.
+    """
     (B, K), count = tokens.shape[:2], len(asked[0])
     words = torch.full((B, count, _LENGTH), _PAD)
     ends = torch.empty(B, count, dtype=torch.long)
     for b, row in enumerate(asked):
         for number, question in enumerate(row):
-            ids = [WORDS.index(word) for word in question.text.split()]
+            ids = [_ID[word] for word in question.text.split()]
             words[b, number, : len(ids)] = torch.tensor(ids)
             ends[b, number] = 1 + K + number * _LENGTH + len(ids) - 1
     words = torch.cat((torch.full((B, 1), _BOS), words.flatten(1)), dim=1)
     embedded = model.get_input_embeddings()(words).to(tokens.dtype)
     inputs = torch.cat((embedded[:, :1], tokens, embedded[:, 1:]), dim=1)
     mask, positions = _mask(K, count)
+    if places is not None:
+        before, behind = torch.zeros(B, 1, dtype=torch.long), positions[:, 1 + K :] - K + places[1]
+        positions = torch.cat((before, 1 + places[0], behind.expand(B, -1)), dim=1)
     hidden = model.model.language_model(
         inputs_embeds=inputs,
         attention_mask=mask.expand(B, -1, -1, -1).to(inputs.dtype),

@@ -47,7 +47,7 @@ class Group:
     asked: list[list[Any]]
 
 
-def groups(seed: int, count: int, batch: int = 20) -> Iterator[Group]:
+def groups(seed: int, count: int, batch: int = 20, kinds: Sequence[str] = KINDS) -> Iterator[Group]:
     """`count` pictures in batches of one size, every size as often as `ASKED_SIZES` says."""
     rng = np.random.default_rng((_FIRST_SEED, seed))
     total = sum(ASKED_SIZES.values())
@@ -55,7 +55,8 @@ def groups(seed: int, count: int, batch: int = 20) -> Iterator[Group]:
         left = round(count * share / total)
         while left > 0:
             scenes = [draw_scene(rng, size) for _ in range(min(batch, left))]
-            yield Group(scenes, paint(rng, scenes), [ask(rng, scene) for scene in scenes])
+            pictures = paint(rng, scenes)
+            yield Group(scenes, pictures, [ask(rng, scene, kinds=kinds) for scene in scenes])
             left -= batch
 
 

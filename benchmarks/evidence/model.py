@@ -30,8 +30,8 @@ PINPOINTS = [[rows * TILE, cols * TILE] for rows, cols in ((1, 2), (2, 1), (2, 2
 CHECKPOINT = ROOT / "hired_kernels" / "data" / "evidence"
 
 
-def build(seed: int) -> LlavaNextForConditionalGeneration:
-    """The model, untrained."""
+def build(seed: int, words: int = len(WORDS)) -> LlavaNextForConditionalGeneration:
+    """The model, untrained, with a vocabulary of `words`."""
     vision = CLIPVisionConfig(
         hidden_size=D,
         intermediate_size=4 * D,
@@ -46,7 +46,7 @@ def build(seed: int) -> LlavaNextForConditionalGeneration:
         num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=4,
-        vocab_size=len(WORDS),
+        vocab_size=words,
         max_position_embeddings=1024,
         pad_token_id=WORDS.index("<pad>"),
         bos_token_id=WORDS.index("<s>"),

@@ -37,10 +37,15 @@ def write(cases: list[dict[str, Any]], *, quick: bool) -> None:
     method = {"questions": "one of each kind a picture", "interval": "95 %, over pictures"}
     found = {"environment": report.environment(), "method": method, "summary": summary(cases)}
     report.write_json(RESULTS, found, indent=1)
-    before, _, rest = PAGE.read_text().partition("<!-- figures -->\n")
-    after = rest.partition("<!-- end of figures -->")[2]
-    PAGE.write_text(f"{before}<!-- figures -->\n{text}\n<!-- end of figures -->{after}")
+    put("figures", text)
     PLOT.write_text(plot(found["summary"]["all"]))
+
+
+def put(name: str, text: str) -> None:
+    """Put tables between the marks of this name in docs/evidence.md."""
+    before, _, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
+    after = rest.partition(f"<!-- end of {name} -->")[2]
+    PAGE.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}")
 
 
 def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..shared import command
 from . import answering, card, seeing
 from . import model as small
+from .questions import KINDS
 
 _EVERY = 60.0  # seconds between checkpoints
 
@@ -63,8 +64,15 @@ def train_tower(model: nn.Module, options: argparse.Namespace) -> float:
     return _run("tower", parts, step, options.tower_steps, 1e-3, options.work)
 
 
-def train_answers(model: nn.Module, options: argparse.Namespace) -> float:
-    """Stage 2, at first with short prompts; returns its minutes."""
+def train_answers(
+    model: nn.Module,
+    options: argparse.Namespace,
+    kinds: Sequence[str] = KINDS,
+    original: bool = False,
+    name: str = "answers",
+) -> float:
+    """Stage 2, at first with short prompts; returns its minutes. `kinds` and `original` go to
+    `answering.loss`, checkpoints are called `name`."""
     model.model.vision_tower.requires_grad_(False)
     parts = nn.ModuleDict(
         {
@@ -77,9 +85,10 @@ def train_answers(model: nn.Module, options: argparse.Namespace) -> float:
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((options.seed, 2, number))
         short = number < options.short_steps
-        return answering.loss(model, rng, options.pictures, options.questions, short=short)
+        asked = {"short": short, "kinds": kinds, "original": original}
+        return answering.loss(model, rng, options.pictures, options.questions, **asked)
 
-    return _run("answers", parts, step, options.answer_steps, 1e-3, options.work)
+    return _run(name, parts, step, options.answer_steps, 1e-3, options.work)
 
 
 def _run(

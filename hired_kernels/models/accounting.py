@@ -19,6 +19,7 @@ from ..arguments import first_share
 
 POLICIES = ("exact", "pooled", "published")
 JUDGES = ("auto", "cls", "patches")  # or a number of patches
+POSITIONS = ("kept", "original")
 _MOST = 1 << 62  # a budget beyond any picture, that the operators still take
 
 
@@ -40,6 +41,7 @@ class Settings:
     newlines: bool = False
     judge: str | int = "auto"
     video_budget: float | int | None = None
+    positions: str = "kept"
 
     def __post_init__(self) -> None:
         # NumPy's numbers and fractions too; what follows knows int and float alone.
@@ -52,6 +54,11 @@ class Settings:
         if self.policy not in POLICIES:
             raise refuse("policy", "exact, pooled or published", repr(self.policy))
         object.__setattr__(self, "judge", _judge(self.judge, self.policy))
+        if self.positions not in POSITIONS:
+            raise refuse("positions", " or ".join(POSITIONS), repr(self.positions))
+        if self.positions == "original" and self.policy == "published":
+            expected = "kept under the published policy, which numbers tokens one after the other"
+            raise refuse("positions", expected, "'original'")
         if not isinstance(self.newlines, bool):
             raise refuse("newlines", "True or False", repr(self.newlines))
         if self.newlines and self.policy == "published":
@@ -67,7 +74,8 @@ class Anatomy:
     `tile` and `patch` are pixels a side of a partition and of a patch; `pinpoints` the resolutions
     that sub-images are cut from, (height, width) in pixels, None where there are none. `merge`
     patches a side are a token. `tiles` are the fewest and the most that a picture is stretched to
-    and cut into where it is (InternVL), else None.
+    and cut into where it is (InternVL), else None. `shrinks_to` tiles' worth of patches is about
+    what the stock model shrinks a larger map to (LLaVA-OneVision), None where it does not.
     """
 
     tile: int
@@ -75,6 +83,7 @@ class Anatomy:
     pinpoints: tuple[tuple[int, int], ...] | None = None
     merge: int = 1
     tiles: tuple[int, int] | None = None
+    shrinks_to: int | None = None
 
     @classmethod
     def of(cls, config: Any) -> Anatomy:
@@ -84,7 +93,9 @@ class Anatomy:
         pixels = one_side(vision.image_size), one_side(vision.patch_size)
         ratio = getattr(config, "downsample_ratio", None)
         if ratio is None:
-            return cls(*pixels, pairs)
+            largest = getattr(config, "vision_aspect_ratio", None)
+            shrinks_to = None if largest is None else int(largest.rpartition("_")[2])
+            return cls(*pixels, pairs, shrinks_to=shrinks_to)
         return cls(*pixels, pairs, round(1 / ratio), geometry.INTERNVL_TILES)
 
     def with_pinpoints(self, pinpoints: Any) -> Anatomy:

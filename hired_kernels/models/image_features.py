@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from .accounting import Anatomy, Plan, Settings
+from .accounting import Plan, Settings
 from .hired_tower import early_exit, full_tower
+from .stock_order import stock_lengths, stock_places
 from .vision_tower import FeatureLayer
 
 logger = logging.get_logger(__name__)
@@ -37,11 +39,16 @@ class HiredImageOutput(BaseModelOutputWithPooling):
     counts: (P,) int64, kept tokens of each partition.
     surplus: (rows of all pictures,) bool, the rows of pooler_output that stand for nothing and that
         the language model does not see, first of each picture; None where there can be none.
+    places: (rows of all pictures,) int64, where each row of pooler_output is in the run of the
+        stock model's features of its picture, where positions are to be those; else None.
+    stock: for each picture the number of its rows, and of the stock model's, with `places`.
     """
 
     indices: Tensor | None = None
     counts: Tensor | None = None
     surplus: Tensor | None = None
+    places: Tensor | None = None
+    stock: list[tuple[int, int]] | None = None
 
 
 def image_features(
@@ -84,9 +91,18 @@ def image_features(
     indices = kept.indices.to(projected.device)
     if settings.policy == "published" and any(R > 0 for R, _ in todo.grids):
         features, surplus = _with_empty_rows_first(features, indices.split(todo.rows))
+    original = settings.positions == "original"
+    places = _stock_places(indices, todo) if original else None
     if settings.newlines:
-        T = Anatomy.of(model.config).tokens
-        features, surplus = _with_newlines(features, indices, T, todo, model.image_newline)
+        features, surplus, places = _with_newlines(
+            features, indices, todo, model.image_newline, places
+        )
+    stock, of_rows = None, None
+    if places is not None:
+        # CLS, where it is read, comes before the patches.
+        of_rows = torch.cat([pad(one + with_cls, (int(with_cls), 0)) for one, _ in places])
+        runs = zip(features, stock_lengths(todo), strict=True)
+        stock = [(len(rows), length + with_cls) for rows, length in runs]
     return HiredImageOutput(
         last_hidden_state=tokens,
         pooler_output=features,
@@ -95,7 +111,16 @@ def image_features(
         indices=kept.indices,
         counts=kept.counts,
         surplus=surplus,
+        places=of_rows,
+        stock=stock,
     )
+
+
+def _stock_places(indices: Tensor, todo: Plan) -> list[tuple[Tensor, Tensor]]:
+    """Of each picture, the places of its tokens and of the newlines of their rows."""
+    parts = enumerate(indices.split(todo.rows))
+    firsts, T = todo.full_images, todo.anatomy.tokens
+    return [stock_places(index - firsts[picture] * T, todo, picture) for picture, index in parts]
 
 
 def _with_a_part(features: Tensor, model: nn.Module, settings: Settings) -> Tensor:
@@ -127,17 +152,26 @@ def _with_empty_rows_first(
     return packed, torch.cat(surplus)
 
 
+_Places = list[tuple[Tensor, Tensor]]
+
+
 def _with_newlines(
-    features: Sequence[Tensor], indices: Tensor, T: int, todo: Plan, newline: Tensor
-) -> tuple[list[Tensor], Tensor]:
+    features: Sequence[Tensor],
+    indices: Tensor,
+    todo: Plan,
+    newline: Tensor,
+    stock: _Places | None,
+) -> tuple[list[Tensor], Tensor, _Places | None]:
     """Put `image_newline` after each assembled row that keeps a token, and after a picture without
     sub-images.
 
     How many rows do is known to the device alone, so each picture gets room for as many as there
-    can be, and what is left over stands at its beginning. Returns the features of each picture and
-    which rows of all of them are left over.
+    can be, and what is left over stands at its beginning. Returns the features of each picture,
+    which rows of all of them are left over, and `stock`, the places of tokens and of their rows'
+    newlines, for all rows.
     """
-    packed, surplus = [], []
+    packed, surplus, T = [], [], todo.anatomy.tokens
+    of_rows: _Places = []
     of_pictures = features, indices.split(todo.rows), todo.grids, todo.separators, todo.full_images
     for tokens, index, (_, C), room, first in zip(*of_pictures, strict=True):
         # A picture without sub-images is one line.
@@ -152,7 +186,12 @@ def _with_newlines(
         filled = newline.to(tokens).expand(len(count), -1)
         packed.append(filled.index_copy(0, places, tokens))
         surplus.append(count < left_over)
-    return packed, torch.cat(surplus)
+        if stock is not None:
+            own, of_newline = stock[len(of_rows)]
+            behind = torch.where(ends, places + 1, len(count))
+            filled = own.new_zeros(len(count) + 1).index_copy(0, behind, of_newline)
+            of_rows.append((filled[:-1].index_copy(0, places, own), of_newline))
+    return packed, torch.cat(surplus), None if stock is None else of_rows
 
 
 def _lines(index: Tensor, C: int, T: int) -> Tensor:

@@ -44,6 +44,12 @@ class Switch:
         published = self.settings.policy == "published" and self.anatomy.pinpoints is not None
         return published or self.settings.newlines
 
+    @property
+    def sees_to(self) -> bool:
+        """Whether pictures have to be encoded before the language model's masks or positions are
+        known."""
+        return self.has_surplus or self.settings.positions == "original"
+
     def placeholders(self, height: int, width: int, pinpoints: Any) -> int:
         """Tokens of the prompt that stand for one picture of height x width pixels.
 

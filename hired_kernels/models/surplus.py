@@ -29,9 +29,10 @@ from .image_features import HiredImageOutput
 
 IGNORED = -100  # transformers' label of a token that no loss is computed of
 
-# Attributes of a cache: which of its columns are hidden, (B, columns) bool; and whether a call of
-# `generate`, which hides them beforehand, is filling it.
-_REMEMBERED, _GENERATING = "_hired_hidden", "_hired_generating"
+# Attributes of a cache: which of its columns are hidden, (B, columns) bool; what to add to their
+# positions (`positions`), (B, columns + 1); and whether a call of `generate`, which sees to both
+# beforehand, is filling it.
+_REMEMBERED, _SHIFT, _GENERATING = "_hired_hidden", "_hired_shift", "_hired_generating"
 
 
 def hidden_columns(
@@ -86,7 +87,7 @@ def hide(arguments: dict[str, Any], hidden: Tensor) -> None:
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
     columns = hidden.shape[1]
     if mask is None and positions is not None and cache_of(arguments) is None:
-        _check_one_sequence(positions)
+        check_one_sequence(positions)
     unseen = hidden if mask is None else hide_from_mask(mask, hidden) != mask
     if positions is None:
         first, unseen = columns - prompt_of(arguments).shape[1], hidden
@@ -110,19 +111,30 @@ def shift_positions(positions: Tensor, hidden: Tensor) -> Tensor:
     return positions - earlier[:, -positions.shape[-1] :].to(positions.device)
 
 
-def remember(cache: Any, hidden: Tensor, generating: bool = False) -> None:
-    """Note with a cache which of its columns are hidden, and whether `generate` is at work."""
-    if cache is not None:
+def remember(
+    cache: Any, hidden: Tensor | None, shift: Tensor | None = None, generating: bool = False
+) -> None:
+    """Note with a cache which of its columns are hidden, what to add to positions, and whether
+    `generate` is at work."""
+    if cache is not None and not (hidden is None and shift is None):
         turn_on(cache, _Remembering)
         setattr(cache, _REMEMBERED, hidden)
+        setattr(cache, _SHIFT, shift)
         setattr(cache, _GENERATING, _AtWork() if generating else None)
+
+
+def shift_in(cache: Any) -> Tensor | None:
+    """What is to be added to the positions of a cache's columns, or None."""
+    if remembers(cache) and not is_generating(cache) and length_of(cache) == 0:
+        forget(cache)  # it was emptied
+    return getattr(cache, _SHIFT, None)
 
 
 def forget(cache: Any) -> None:
     """Note that nothing is in a cache."""
     if remembers(cache):
-        setattr(cache, _REMEMBERED, None)
-        setattr(cache, _GENERATING, None)
+        for name in (_REMEMBERED, _SHIFT, _GENERATING):
+            setattr(cache, name, None)
 
 
 def generated(cache: Any) -> None:
@@ -137,8 +149,8 @@ def is_generating(cache: Any) -> bool:
 
 
 def remembers(cache: Any) -> bool:
-    """Whether a cache may hold hidden columns."""
-    return getattr(cache, _REMEMBERED, None) is not None
+    """Whether a cache may hold hidden columns, or such as have other positions."""
+    return any(getattr(cache, name, None) is not None for name in (_REMEMBERED, _SHIFT))
 
 
 def length_of(cache: Any) -> int:
@@ -158,9 +170,10 @@ class _Remembering(Switched):
     """A cache that remembers: what is known of its rows goes where they go."""
 
     def _hired_follow(self, rows: Callable[[Tensor], Tensor]) -> None:
-        hidden = getattr(self, _REMEMBERED, None)
-        if hidden is not None:
-            setattr(self, _REMEMBERED, rows(hidden))
+        for name in (_REMEMBERED, _SHIFT):
+            noted = getattr(self, name, None)
+            if noted is not None:
+                setattr(self, name, rows(noted))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -235,7 +248,7 @@ def placeholder_mask(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     return (embeds == table(torch.full((), token, device=embeds.device))).all(-1)
 
 
-def _check_one_sequence(positions: Tensor) -> None:
+def check_one_sequence(positions: Tensor) -> None:
     """Raise ValueError for positions with a leap: with no mask they say where sequences begin.
 
     Waits for the device, as transformers does to find that out.

@@ -49,6 +49,7 @@ def apply_hired(
     newlines: bool = False,
     judge: str | int = "auto",
     video_budget: float | int | None = None,
+    positions: str = "kept",
 ) -> tuple[Any, Any]:
     """Switch HiRED on for a transformers model and its processor, both in place.
 
@@ -72,13 +73,15 @@ def apply_hired(
             the sub-images by their scores in the selection layer.
         video_budget: tokens to keep of each frame of a video (InternVL), as `budget`; None leaves
             videos as they are.
+        positions: "kept" numbers the kept tokens one after the other; "original" gives each the
+            position that it has in the stock prompt, and so to the text after a picture.
 
     Returns model and processor. A second call replaces the settings of the first. `model.hired`
     says what is on: its `settings`, and in `why_full` why the vision tower cannot stop early, None
     if it can.
     Raises ValueError("hired: <argument>: expected ..., got ...") and changes nothing.
     """
-    settings = Settings(budget, alpha, policy, newlines, judge, video_budget)
+    settings = Settings(budget, alpha, policy, newlines, judge, video_budget, positions)
     parts = _parts(model)
     inner = parts[-1]
     config = inner.config

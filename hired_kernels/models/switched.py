@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import support, surplus
+from . import positions, support, surplus
 from .accounting import Anatomy, Settings, refuse
 from .classes import Switched, reaches
 from .image_features import HiredImageOutput
@@ -22,7 +22,7 @@ from .state import ROWS, TILES, Switch, call_options, check_rows
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
 _RAW = ("pixel_values", "image_sizes", "batch_num_images", TILES)
-_HIDDEN = "hired_hidden"  # an argument that `generate` hands to itself
+_HIDDEN, _SHIFT = "hired_hidden", "hired_shift"  # arguments that `generate` hands to itself
 
 
 class _Model(Switched):
@@ -57,28 +57,30 @@ class Outer(_Model):
         switch, cache = _switch_of(self), surplus.cache_of(kwargs)
         arguments = {**kwargs, "input_ids": kwargs.get("input_ids") if inputs is None else inputs}
         prompt = surplus.prompt_of(arguments)
-        if switch is None or prompt is None or not (switch.has_surplus or surplus.remembers(cache)):
+        if switch is None or prompt is None or not (switch.sees_to or surplus.remembers(cache)):
             return super().generate(inputs, *args, **kwargs)
         if not _takes_encoded(self) and not _is_static(self, args, kwargs):
             # Where `generate` itself encodes nothing beforehand, each call of the model hides.
             return super().generate(inputs, *args, **kwargs)
         check_rows(Anatomy.of(self.config), kwargs.get("image_sizes"), kwargs.pop(ROWS, None))
-        output = _encoded(self, arguments) if switch.has_surplus else None
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        output = _encoded(self, arguments) if switch.sees_to else None
+        mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
         columns = (prompt if mask is None else mask).shape[1]
         hidden = surplus.hidden_columns(self, arguments, output, columns)
-        if hidden is None:
+        shift = positions.shift_of(self, arguments, output, columns)
+        if hidden is None and shift is None:
             return super().generate(inputs, *args, **kwargs)
-        if positions is not None:
+        if hidden is not None and given is not None:
             shown = hidden if mask is None else hidden & mask.to(hidden.device).bool()
-            kwargs["position_ids"] = surplus.shift_positions(positions, shown)
-        if mask is not None:
+            kwargs["position_ids"] = surplus.shift_positions(given, shown)
+        if hidden is not None and mask is not None:
             kwargs["attention_mask"] = surplus.hide_from_mask(mask, hidden)
         videos = kwargs.get("pixel_values_videos") is not None
         if output is not None and _takes_encoded(self) and not videos:
             _hand_over(self, kwargs, output)
         try:
-            result = super().generate(inputs, *args, **kwargs, **{_HIDDEN: hidden})
+            kwargs |= {_HIDDEN: hidden, _SHIFT: shift}
+            result = super().generate(inputs, *args, **kwargs)
         finally:
             surplus.generated(cache)
         if isinstance(result, dict):
@@ -89,7 +91,7 @@ class Outer(_Model):
     # none was given, and, when the rows of all beams are there, to see to a cache.
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        ours = (ROWS, TILES, _HIDDEN)
+        ours = (ROWS, TILES, _HIDDEN, _SHIFT)
         theirs = {name: value for name, value in model_kwargs.items() if name not in ours}
         super()._validate_model_kwargs(theirs)
 
@@ -105,13 +107,13 @@ class Outer(_Model):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        hidden = model_kwargs.pop(_HIDDEN, None)
+        hidden, shift = (model_kwargs.pop(name, None) for name in (_HIDDEN, _SHIFT))
         done = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
         cache = surplus.cache_of(model_kwargs)
-        if hidden is not None:
-            surplus.remember(cache, hidden, generating=True)
+        if hidden is not None or shift is not None:
+            surplus.remember(cache, hidden, shift, generating=True)
         elif surplus.remembers(cache) and surplus.length_of(cache) == 0:
             surplus.forget(cache)  # one that the model has kept from another call
         return done
@@ -144,20 +146,24 @@ class Inner(_Model):
         if strategy not in (None, expected):
             raise refuse("vision_feature_select_strategy", expected, strategy)
         cache = surplus.cache_of(arguments)
-        static = surplus.is_generating(cache) and cache.is_compileable
-        if static or surplus.prompt_of(arguments) is None:
+        if surplus.prompt_of(arguments) is None:
             return call(*args, **kwargs)
-        encodes = switch.has_surplus or self._hired_encodes
+        encodes = switch.sees_to or self._hired_encodes
         output = _encoded(self, arguments) if encodes else None
-        hidden = surplus.hidden_columns(self, arguments, output)
+        # `generate` has hidden what there is from the masks that it makes for such a cache.
+        static = surplus.is_generating(cache) and cache.is_compileable
+        hidden = None if static else surplus.hidden_columns(self, arguments, output)
+        shift = positions.shift_of(self, arguments, output)
         if hidden is not None:
             surplus.hide(arguments, hidden)
+        if shift is not None:
+            positions.add(arguments, shift)
         if output is not None:
             _hand_over(self, arguments, output)
         result = call(**arguments)
-        if hidden is not None:
+        if not static:
             filled = surplus.cache_of(result) if cache is None else cache
-            surplus.remember(filled, hidden, surplus.is_generating(filled))
+            surplus.remember(filled, hidden, shift, surplus.is_generating(filled))
         return result
 
     def _hired_for_stock(self, output: HiredImageOutput) -> HiredImageOutput:

@@ -220,6 +220,8 @@ class Tiles(_Features):
             output = self._hired_features(todo, pixels, layer, strategy, **given)
             _put(output.pooler_output, chosen, features)
         output.pooler_output = features
+        if settings.positions == "original" and any(whole):
+            output.places, output.stock = _with_whole(output, whole, anatomy.tokens)
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
     def _hired_for_stock(self, output: HiredImageOutput) -> HiredImageOutput:
@@ -227,6 +229,19 @@ class Tiles(_Features):
         if isinstance(features, Tensor):
             return output
         return HiredImageOutput(**{**output, "pooler_output": torch.cat(features)[None]})
+
+
+def _with_whole(
+    output: HiredImageOutput, whole: Sequence[bool], tokens: int
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Places and stock rows of pictures and of the frames between them that stay as they are."""
+    places: list[Any] = [torch.arange(tokens, device=output.pooler_output[0].device)] * len(whole)
+    stock: list[Any] = [(tokens, tokens)] * len(whole)
+    if output.places is not None:
+        chosen = [not stays for stays in whole]
+        _put(output.places.split([rows for rows, _ in output.stock]), chosen, places)
+        _put(output.stock, chosen, stock)
+    return torch.cat(places), stock
 
 
 def _only(values: Sequence[Any], chosen: Sequence[bool]) -> list[Any]:
