@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-NeXT with HiRED switched on, beside the stock model and the published method.
+"""A model with HiRED switched on, beside the stock model and, of LLaVA-NeXT, the published method.
 
 Time to the first token, latency and throughput of 64 new tokens, peak memory, at several budgets
 and batches, with random weights; the vision tower by itself, with and without its early exit; and
@@ -7,6 +7,8 @@ beside each figure what an ideal run would take on the same machine.
 
     python benchmarks model                  # tiny, two CPU cores, under a minute
     python benchmarks model --size 7b        # LLaVA-NeXT-7B's shape, float16, on a GPU
+    python benchmarks model --family internvl
+    python benchmarks model --family llava-onevision --towers-only --size 7b --device cpu
 """
 
 from __future__ import annotations
@@ -23,17 +25,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hired_kernels.models import hired_tower
-from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
+from hired_kernels.models import hired_tower, support
+from hired_kernels.models.accounting import Anatomy, Settings, plan
+from hired_kernels.models.towers import family_of
 
 from ..shared import command, report
 from ..shared.command import require
-from ..shared.llava_next import GRID, IMAGE_TOKEN, SIDE_PIXELS, SIZES, TEXT_TOKENS
+from ..shared.llava_next import IMAGE_TOKEN, SIZES, TEXT_TOKENS
 from . import contenders, flops, roofline
 from .contenders import Job
-
-PARTITIONS = 1 + GRID[0] * GRID[1]
-ALL_TOKENS = PARTITIONS * 576
+from .families import FAMILIES
 
 
 def check(model: nn.Module, job: Job) -> None:
@@ -44,11 +45,10 @@ def check(model: nn.Module, job: Job) -> None:
     """
     ours = contenders.shell(model)
     logits = contenders.switched(ours, job)().logits
-    encoded = ours.model.get_image_features(job.pixels, job.sizes)
-    require(len(encoded.indices) == sum(_plan(model, job).rows), "switched: not K tokens")
-    whole = model.model.vision_tower(job.pixels.flatten(0, 1), output_hidden_states=True)
-    tokens = whole.hidden_states[-2][:, 1:].flatten(0, 1)[encoded.indices]
-    features = model.model.multi_modal_projector(tokens)
+    given = job.family.arguments(model, job.pixels, switched=True)
+    encoded = ours.model.get_image_features(**given)
+    require(len(encoded.indices) == sum(job.plan(model).rows), "switched: not K tokens")
+    features = model.model.multi_modal_projector(_whole(model, job)[encoded.indices])
     ids = job.prompt(len(features) // len(job.pixels))
     embeds = model.get_input_embeddings()(ids)
     embeds[ids == IMAGE_TOKEN] = features
@@ -57,16 +57,34 @@ def check(model: nn.Module, job: Job) -> None:
     worst = (logits - expected).abs().max() / expected.abs().max()
     require(worst <= 64 * epsilon, f"switched: logits differ by {worst / epsilon:.0f} epsilons")
 
+    if job.family.name != "llava-next":
+        return
     _, lengths = contenders.published_features(model, job)
     settings = Settings(job.share, policy="published")
-    todo = plan(settings, Anatomy.of(model.config), job.sizes.tolist())
+    todo = plan(settings, Anatomy.of(model.config), [job.family.picture] * len(job.pixels))
     pixels = job.pixels.flatten(0, 1)
     kept = hired_tower.early_exit(model.model.vision_tower, pixels, -2, todo, settings)
     counts = [int((rows >= 0).sum()) for rows in kept.indices.split(todo.rows)]
     # Head sums rounded to half may move a patch from one sub-image to another.
-    slack = 0 if logits.dtype == torch.float32 else 0.01 * ALL_TOKENS
+    slack = 0 if logits.dtype == torch.float32 else 0.01 * job.family.layout(model).valid
     near = all(abs(a - b) <= slack for a, b in zip(lengths, counts, strict=True))
     require(near, f"published: keeps {lengths}, the operators {counts}")
+
+
+def _whole(model: nn.Module, job: Job) -> torch.Tensor:
+    """Features of all tokens before the projector, (P * M, width), full images first."""
+    pixels, tower = job.pixels, model.model.vision_tower
+    family = family_of(tower)
+    assert family is not None
+    if job.family.name == "internvl":
+        pixels = torch.cat((pixels[:, -1:], pixels[:, :-1]), dim=1)
+    whole = tower(pixels.flatten(0, 1), output_hidden_states=True)
+    if job.family.name != "internvl":
+        states = whole.hidden_states[support.feature_layer_of(model.config)]
+        return states[:, family.prefix :].flatten(0, 1)
+    side = Anatomy.of(model.config).patches
+    square = whole.last_hidden_state[:, 1:].unflatten(1, (side, side))
+    return model.model.pixel_shuffle(square, 0.5).flatten(0, 2)
 
 
 def run_case(
@@ -75,10 +93,9 @@ def run_case(
     """Figures of each contender at one budget and batch."""
     check(model, job)
     ours, B = contenders.shell(model), len(job.pixels)
-    runs = {
-        "published": (model, contenders.as_published(model, job)),
-        "hired": (ours, contenders.switched(ours, job)),
-    }
+    runs = {"hired": (ours, contenders.switched(ours, job))}
+    if job.family.name == "llava-next":
+        runs = {"published": (model, contenders.as_published(model, job)), **runs}
     if job.share == 1.0:
         runs = {"stock": (model, contenders.stock(model, job)), **runs}
     memory, seconds = {}, {name: [] for name in runs}
@@ -105,19 +122,20 @@ def run_case(
 def tower_rows(model: nn.Module, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The vision tower by itself: as stock runs it, and up to the kept tokens at each budget."""
     tower, rows = model.model.vision_tower, []
+    layer, family = support.feature_layer_of(model.config), FAMILIES[options.family]
     for B in options.batches:
-        job = Job.draw(model, B, 1.0)
+        job = Job.draw(family, model, B, 1.0)
         pixels, config = job.pixels.flatten(0, 1), tower.config
         work = {"stock": lambda pixels=pixels: tower(pixels, output_hidden_states=True)}
         count = {"stock": flops.tower(config, len(pixels))}
         for share in options.budgets:
-            todo = _plan(model, Job(job.pixels, job.sizes, share))
+            todo = Job(family, job.pixels, share).plan(model)
             settings = Settings(share)
             work[f"hired {share:.0%}"] = lambda pixels=pixels, todo=todo, settings=settings: (
-                hired_tower.early_exit(tower, pixels, -2, todo, settings)
+                hired_tower.early_exit(tower, pixels, layer, todo, settings)
             )
             count[f"hired {share:.0%}"] = flops.tower(
-                config, len(pixels), feature_layer=-2, kept=sum(todo.rows), most=todo.most
+                config, len(pixels), feature_layer=layer, todo=todo
             )
         taken = _medians(work, options)
         rows += [
@@ -142,23 +160,19 @@ def _medians(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _plan(model: nn.Module, job: Job) -> Plan:
-    return plan(Settings(job.share), Anatomy.of(model.config), job.sizes.tolist())
-
-
 def _ideal(
     model: nn.Module, name: str, job: Job, options: argparse.Namespace, best: roofline.Peak
 ) -> dict[str, float]:
-    config, B, todo = model.config.vision_config, len(job.pixels), _plan(model, job)
+    config, B, todo = model.config.vision_config, len(job.pixels), job.plan(model)
     P, K = sum(todo.partitions), sum(todo.rows)
-    early = {"feature_layer": -2, "kept": K, "most": todo.most}
-    length = TEXT_TOKENS + (ALL_TOKENS + 24 * GRID[0] if name == "stock" else K // B)
+    early = {"feature_layer": support.feature_layer_of(model.config), "todo": todo}
+    length = TEXT_TOKENS + (job.family.stock_tokens(model) if name == "stock" else K // B)
     first, last = roofline.ideal(
         model,
         best,
         B=B,
         tower_flops=flops.tower(config, P, **(early if name == "hired" else {})),
-        projected=K if name == "hired" else B * ALL_TOKENS,
+        projected=K if name == "hired" else B * job.family.layout(model).valid,
         length=length,
         new=options.new,
     )
@@ -218,7 +232,7 @@ def print_tables(cases: list[dict[str, Any]], towers: list[dict[str, Any]]) -> N
     print(report.table(("vision tower", "batch", "GFLOP", "", "ms", ""), lines))
     print()
     print(report.table(header, rows))
-    for case in cases:
+    for case in cases if any(case["contender"] == "published" for case in cases) else ():
         if case["budget"] == 0.2 and case["contender"] == "hired":
             print(_beside_paper(case, stock[case["batch"]]))
 
@@ -239,13 +253,15 @@ def parse() -> argparse.Namespace:
     parser = command.parser(__doc__)
     add = parser.add_argument
     add("--size", choices=SIZES, default="tiny")
+    add("--family", choices=FAMILIES, default="llava-next")
+    add("--towers-only", action="store_true", help="time and count the vision tower alone")
     add("--device", choices=("cpu", "cuda"), help="(cuda where there is one and the size is 7b)")
     add("--batches", nargs="+", type=int, default=[1, 4])
     add("--budgets", nargs="+", type=float, default=[1.0, 0.4, 0.2, 0.1])
     add("--new", type=int, default=64, help="tokens to generate (64)")
     add("--runs", type=int, default=3, help="timed runs of each contender (3)")
     add("--threads", type=int, default=torch.get_num_threads())
-    command.add_out(parser, "model-<size>-<device>.json")
+    command.add_out(parser, "model-<family, where not llava-next>-<size>-<device>.json")
     options = parser.parse_args()
     if options.device is None:
         there = torch.cuda.is_available() and options.size != "tiny"
@@ -262,25 +278,28 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     environment = report.environment(options.device)
     environment["transformers"] = report.version("transformers")
-    path = options.out or report.default_path(environment, "model", options.size)
-    size = SIZES[options.size]
-    model = contenders.make(size, options.device)
-    best = roofline.peak(options.device, size.dtype, options.wait)
+    family, size = FAMILIES[options.family], SIZES[options.size]
+    named = () if family.name == "llava-next" else (family.name,)
+    path = options.out or report.default_path(environment, "model", *named, options.size)
+    model = family.make(options.size, options.device, tower_only=options.towers_only)
+    best = roofline.peak(options.device, model.dtype, options.wait)
     towers = tower_rows(model, options)
     cases = []
-    for B in options.batches:
+    for B in () if options.towers_only else options.batches:
         for share in options.budgets:
-            cases += run_case(model, Job.draw(model, B, share), options, best)
+            cases += run_case(model, Job.draw(family, model, B, share), options, best)
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     method = {
-        "size": size.name, "dtype": str(size.dtype), "runs": options.runs, "new": options.new,
-        "picture": [SIDE_PIXELS, SIDE_PIXELS], "text_tokens": TEXT_TOKENS,
+        "family": family.name, "size": size.name, "dtype": str(model.dtype),
+        "runs": options.runs, "new": options.new, "picture": list(family.picture),
+        "tokens": family.stock_tokens(model), "text_tokens": TEXT_TOKENS,
         "weights_mib": weights / 2**20, "peak": vars(best),
     }  # fmt: skip
     report.write_json(
         path,
         {"environment": environment, "method": method, "tower": towers, "cases": cases},
     )
-    print(report.headline(environment, f"torch {environment['torch']}", size.name))
+    shape = size.name if size.name == "tiny" else f"{family.full}'s shape"
+    print(report.headline(environment, f"torch {environment['torch']}", family.name, shape))
     print_tables(cases, towers)
     print(f"written: {path}")

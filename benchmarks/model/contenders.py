@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-NeXT three ways: stock, with the published method as published, with HiRED switched on.
+"""A model three ways: stock, with the published method as published, with HiRED switched on.
 
 Weights are random: they cost what trained ones cost. All three share one set of weights and one
 way of decoding; a contender turns pictures and a prompt into the logits after the prompt and a
-cache. Pictures are square, 672 pixels a side: five partitions, 2,880 tokens, as in the paper.
+cache. The published method is LLaVA-NeXT's alone. Its pictures are square, 672 pixels a side: five
+partitions, 2,880 tokens, as in the paper.
 """
 
 from __future__ import annotations
@@ -16,22 +17,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlavaNextForConditionalGeneration
+from transformers import DynamicCache
 
 import hired_kernels as hired
 from hired_kernels import published
 from hired_kernels.models import vision_tower
-from hired_kernels.models.accounting import Anatomy, Settings, placeholders
+from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
 
-from ..shared.llava_next import (
-    FIRST_WORD,
-    GRID,
-    IMAGE_TOKEN,
-    SIDE_PIXELS,
-    TEXT_TOKENS,
-    Size,
-    configure,
-)
+from ..shared.llava_next import FIRST_WORD, GRID, IMAGE_TOKEN, SIDE_PIXELS, TEXT_TOKENS
+from .families import Family
 
 
 class Begun(NamedTuple):
@@ -45,29 +39,22 @@ class Begun(NamedTuple):
 Contender = Callable[[], Begun]
 
 
-def make(size: Size, device: str) -> nn.Module:
-    """A model with seeded random weights on the device, in the dtype of its size."""
-    config = configure(size)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlavaNextForConditionalGeneration._from_config(config, dtype=size.dtype)
-    return model.eval()
-
-
 @dataclass(frozen=True)
 class Job:
-    """Pictures and a budget: pixels (B, 5, 3, 336, 336), sizes (B, 2) on the host."""
+    """Pictures of a family and a budget: pixels (B, P, 3, tile, tile)."""
 
+    family: Family
     pixels: Tensor
-    sizes: Tensor
     share: float
 
     @classmethod
-    def draw(cls, model: nn.Module, B: int, share: float) -> Job:
-        generator = torch.Generator().manual_seed(B)
-        pixels = torch.randn(B, 5, 3, 336, 336, generator=generator)
-        sizes = torch.full((B, 2), SIDE_PIXELS)
-        return cls(pixels.to(model.device, model.dtype), sizes, share)
+    def draw(cls, family: Family, model: nn.Module, B: int, share: float) -> Job:
+        return cls(family, family.draw(model, B), share)
+
+    def plan(self, model: nn.Module) -> Plan:
+        """What the switched model keeps of the pictures."""
+        sizes = [self.family.picture] * len(self.pixels)
+        return plan(Settings(self.share), Anatomy.of(model.config), sizes)
 
     def prompt(self, placeholders_each: int) -> Tensor:
         """Ids (B, L): half of the text, one picture, the other half."""
@@ -79,17 +66,17 @@ class Job:
 
 def stock(model: nn.Module, job: Job) -> Contender:
     """transformers as it is: all tokens and newlines."""
-    rows = 24 * GRID[0]
-    ids = job.prompt(5 * 576 + rows)
-    return lambda: _begin(model, input_ids=ids, pixel_values=job.pixels, image_sizes=job.sizes)
+    ids = job.prompt(job.family.stock_tokens(model))
+    given = job.family.arguments(model, job.pixels, switched=False)
+    return lambda: _begin(model, input_ids=ids, **given)
 
 
 def switched(model: nn.Module, job: Job) -> Contender:
     """HiRED switched on, the exact policy. `model` is switched for good: give it a shell of one."""
     hired.apply_hired(model, None, budget=job.share)
-    each = placeholders(Settings(job.share), Anatomy.of(model.config), SIDE_PIXELS, SIDE_PIXELS)
-    ids = job.prompt(each)
-    return lambda: _begin(model, input_ids=ids, pixel_values=job.pixels, image_sizes=job.sizes)
+    ids = job.prompt(job.plan(model).rows[0])
+    given = job.family.arguments(model, job.pixels, switched=True)
+    return lambda: _begin(model, input_ids=ids, **given)
 
 
 def as_published(model: nn.Module, job: Job) -> Contender:

@@ -61,7 +61,7 @@ def ideal(
     def stage(operations: float, moved: float) -> float:
         return max(operations / best.flops, moved / best.bytes)
 
-    width = model.config.vision_config.hidden_size
+    width = inner.multi_modal_projector.linear_1.in_features
     tower = stage(tower_flops, _bytes(inner.vision_tower))
     projector = stage(
         flops.projector(width, text.hidden_size, projected), _bytes(inner.multi_modal_projector)

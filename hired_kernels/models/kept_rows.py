@@ -66,11 +66,9 @@ def by_partition(rows: Tensor, kept: Selection, T: int, most: int) -> Room:
 
 def block_size(K: int, P: int, most: int) -> tuple[int, int]:
     """Rows a block, and how many blocks there have to be: P of them where they are partitions."""
-    most, size = max(1, min(most, K)), 16
-    # About the square root of what a copy costs times the rows a partition: by comparisons, which
-    # torch.compile can follow.
-    while 2 * size * size * P < _ROWS_OF_A_COPY * K:
-        size *= 2
+    most = max(1, min(most, K))
+    # What partitions keep on average: fewer than 2 P blocks, and so many copies of keys and values.
+    size = max(16, -(-K // max(1, P)))
     blocks = (K + P * (size - 1)) // size
     worth = blocks * (size + _ROWS_OF_A_COPY) < _WORTH * P * most
     return (size, blocks) if worth and blocks > P else (most, P)

@@ -231,16 +231,13 @@ def test_flops_are_counted_as_they_are_done():
     tower, partitions = tower_of(model), partitions_of(model.config, pixels, sizes)
     tower.tower.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as early:
-        kept = tower(partitions, sizes)
+        tower(partitions, sizes)
     with FlopCounterMode(display=False) as whole:
         tower.tower(partitions)
     todo = plan(tower.settings, tower.anatomy, sizes)
     config, P = tower.tower.config, len(partitions)
     assert flops.tower(config, P) == whole.get_total_flops()
-    assert (
-        flops.tower(config, P, feature_layer=-2, kept=len(kept.indices), most=todo.most)
-        == early.get_total_flops()
-    )
+    assert flops.tower(config, P, feature_layer=-2, todo=todo) == early.get_total_flops()
 
 
 def test_embeddings_alone_are_no_feature_layer():
