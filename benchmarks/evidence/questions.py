@@ -39,8 +39,8 @@ class Question:
     answer: str
 
 
-def ask_all(scene: Scene) -> list[Question]:
-    """Every question that the scene answers."""
+def ask_all(scene: Scene, kinds: Sequence[str] = KINDS) -> list[Question]:
+    """Every question of these kinds that the scene answers."""
     asked = []
     for sign in scene.signs:
         text = f"which digit stands next to the {sign.colour} {sign.shape} ?"
@@ -54,7 +54,7 @@ def ask_all(scene: Scene) -> list[Question]:
     for shape in SHAPES:
         count = sum(sign.shape == shape for sign in scene.signs)
         asked.append(Question("count", f"how many {shape} shapes are there ?", str(count)))
-    return asked
+    return [question for question in asked if question.kind in kinds]
 
 
 def _quarter(scene: Scene, sign: Sign) -> str:
@@ -71,7 +71,7 @@ def ask(
 
     How many of a shape there are is asked of a shape that is there as often as of any.
     """
-    asked, drawn = ask_all(scene), []
+    asked, drawn = ask_all(scene, kinds), []
     for kind in kinds:
         choice = [question for question in asked if question.kind == kind]
         if kind == "count" and rng.random() < 0.5:

@@ -21,6 +21,7 @@ from benchmarks.evidence import (  # noqa: E402
     contenders,
     evaluate,
     pictures,
+    places,
     questions,
     tables,
     tiles,
@@ -129,6 +130,45 @@ def test_scenes_are_seeded_and_answerable(size):
         for asked in questions.ask_all(scene):
             assert all(word in questions.WORDS for word in asked.text.split())
             assert asked.answer in questions.ANSWERS
+        for asked in questions.ask_all(scene, ("place",)):
+            words = [*asked.text.split(), asked.answer]
+            assert all(word in questions.WORDS_WITH_PLACE for word in words)
+
+
+def test_places_are_quarters_of_the_picture():
+    def sign(row, col):
+        return pictures.Sign("circle", "red", 1, row, col)
+
+    places = {(0, 0): "northwest", (0, 15): "northeast", (15, 0): "southwest", (8, 8): "southeast"}
+    for (row, col), answer in places.items():
+        scene = pictures.Scene(224, 224, (sign(row, col),))
+        (asked,) = questions.ask_all(scene, ("place",))
+        assert asked.text == "where in the picture is the red circle ?"
+        assert asked.answer == answer
+
+
+def test_positions_of_kept_tokens(model, monkeypatch):
+    """Tokens that are missing, and those that nobody may see, are the same to the others."""
+    rng = np.random.default_rng(5)
+    scenes = [pictures.draw_scene(rng, (224, 224)) for _ in range(2)]
+    asked = [questions.ask(rng, scene) for scene in scenes]
+    tokens = torch.randn(2, 40, small.TEXT_D, generator=torch.Generator().manual_seed(0))
+    some = torch.tensor([[1, 5, 39]] * 2)
+    kept = tokens.gather(1, some[..., None].expand(-1, -1, small.TEXT_D))
+    ours = answering.answers(model, kept, asked, (some, 40))
+    assert not torch.allclose(ours, answering.answers(model, kept, asked), atol=1e-3)
+    mask, positions = answering._mask(40, len(asked[0]))
+    unseen = torch.ones(40, dtype=torch.bool).index_fill(0, some[0], False).nonzero()[:, 0] + 1
+    hidden = mask.index_fill(3, unseen, float("-inf"))
+    hidden[..., unseen, unseen] = 0  # a row has to see something
+    monkeypatch.setattr(answering, "_mask", lambda *_: (hidden, positions))
+    torch.testing.assert_close(ours, answering.answers(model, tokens, asked), rtol=1e-4, atol=1e-4)
+
+
+def test_docs_have_what_positions_are_worth():
+    found = json.loads(places.RESULTS.read_text())
+    assert places.markdown(found["cases"]) in tables.PAGE.read_text()
+    assert {case["trained"] for case in found["cases"]} == set(places.POSITIONS)
 
 
 @pytest.mark.parametrize("size", pictures.SIZES, ids=str)

@@ -7,6 +7,7 @@ merged into, a quantised one to the stock model with the same quantised weights.
 
 import importlib.util
 
+import internvl_oracle
 import pytest
 import torch
 from llava_models import SIZES, make, twin
@@ -91,6 +92,38 @@ def test_adapters(how, order, settings):
     more = {"max_new_tokens": 2, "do_sample": False}
     assert torch.equal(wrapped.generate(**inputs, **more), merged.generate(**inputs, **more))
     torch.testing.assert_close(logits_of(wrapped.merge_and_unload(), inputs), expected, **CLOSE)
+
+
+@where("peft")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("how", ["all-linear", "DoRA", "a tower of its own"])
+@pytest.mark.parametrize("kind", ["internvl", "llava-onevision"])
+def test_adapters_of_other_families(kind, how, order):
+    """With the positions of the stock prompt, for which pictures are encoded beforehand."""
+    settings = {"policy": "pooled", "positions": "original"}
+    if kind == "internvl":
+        stock, plain, inputs = internvl_oracle.switched(
+            "2-26b", sizes=SIZES[:3], padding_side="right", budget=0.3, **settings
+        )
+    else:
+        stock, plain, inputs = switched(kind, budget=0.3, padding_side="right", **settings)
+    merged = adapted(twin(stock), how).merge_and_unload()
+    hired.apply_hired(merged, None, 0.3, **settings)
+    expected = logits_of(merged, inputs)
+    assert not torch.allclose(expected, logits_of(plain, inputs), atol=0.1)
+    model = twin(stock)
+    if order == "before":
+        hired.apply_hired(model, None, 0.3, **settings)
+    wrapped = adapted(model, how)
+    if order == "after":
+        hired.apply_hired(model, None, 0.3, **settings)
+    torch.testing.assert_close(logits_of(wrapped, inputs), expected, **CLOSE)
+    assert model.hired.why_full is None
+    with wrapped.disable_adapter():
+        assert torch.equal(logits_of(wrapped, inputs), logits_of(plain, inputs))
+    wrapped(**inputs, labels=inputs["input_ids"]).loss.backward()
+    more = {"max_new_tokens": 2, "do_sample": False}
+    assert torch.equal(wrapped.generate(**inputs, **more), merged.generate(**inputs, **more))
 
 
 @where("peft")

@@ -20,6 +20,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 import hired_kernels as hired
 from hired_kernels import geometry
+from hired_kernels.models import support
 
 THREE = SIZES[:3]
 
@@ -489,3 +490,14 @@ def test_the_tower_alone(settings):
         hired.HiredTower(stock.model.vision_tower, -1, [(84, 168)], tiles=(1, 6))
     with pytest.raises(ValueError, match=r"tiles: expected 2 integer\(s\)"):
         hired.HiredTower(stock.model.vision_tower, -1, tiles=(0, 6))
+
+
+def test_info_says_what_becomes_of_a_picture():
+    config = make("2-26b")[0].config
+    said = dict(support.describe(config))
+    assert said["HiRED"] == "serves it as InternVL"
+    assert said["a picture"] == "1 to 12 tiles and, of more than one, the full image, 9 tokens each"
+    assert said["judge"] == "9 of the 36 patches of a partition, on a lattice"
+    assert said["early exit"] == "inside layer 3 of 4, counted from 0"
+    config.vision_config.image_size = [84, 112]
+    assert "image_size: expected a square, got [84, 112]" in dict(support.describe(config))["HiRED"]

@@ -26,6 +26,7 @@ from llava_oracle import (
 
 import hired_kernels as hired
 from hired_kernels import geometry
+from hired_kernels.models import support
 
 SIGLIP = ["llava-siglip", "granite-vision", "llava-onevision"]
 MANY = ((4, 3), (1, 2), (2, 1))  # of which the first is more than nine tiles
@@ -332,3 +333,18 @@ def test_models_and_processors_that_do_not_fit():
     )
     with pytest.raises(ValueError, match="batch_num_images: expected 2 pictures by image_sizes"):
         model(**{**inputs, "batch_num_images": torch.tensor([1])})
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture"),
+    [
+        ("llava-siglip", "one partition, 36 tokens"),
+        ("granite-vision", "the full image and 2 to 4 sub-images, 36 tokens each"),
+        ("llava-onevision", "the full image and 2 to 4 sub-images, 36 tokens each"),
+    ],
+)
+def test_info_says_who_judges(kind, picture):
+    said = dict(support.describe(make(kind)[0].config))
+    assert said["a picture"] == picture
+    assert said["judge"] == "9 of the 36 patches of a partition, on a lattice"
+    assert ("videos" in said) == (kind == "llava-onevision")
