@@ -29,7 +29,7 @@ from .vision_tower import (
     replaced_inside,
     turn_on_tower,
 )
-from .watchers import noting, replaced
+from .watchers import replaced, run_noting
 
 
 class HiredTower(nn.Module):
@@ -144,8 +144,7 @@ def full_tower(
     if reading.family.hands_down and replaced(tower, reading.scored) is None:
         whole = run(pixels, hired=hired, **outputs)
     else:
-        with noting(tower, hired):
-            whole = run(pixels, **outputs)
+        whole = run_noting(tower, run, pixels, hired, **outputs)
     states = whole.hidden_states
     features = whole.last_hidden_state
     if not reading.normed:

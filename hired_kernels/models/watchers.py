@@ -59,8 +59,20 @@ def replaced(tower: nn.Module, scored: Collection[int]) -> str | None:
     return None
 
 
+@torch.compiler.disable
+def run_noting(
+    tower: nn.Module, run: nn.Module, pixels: Tensor, hired: Pass, **outputs: Any
+) -> Any:
+    """Call `run`, the tower or what is inside a wrapper, and note queries and keys for a pass.
+
+    What of it is compiled runs as it is written, for that once: it knows no new hooks.
+    """
+    with _noting(tower, hired), torch.compiler.set_stance("force_eager"):
+        return run(pixels, **outputs)
+
+
 @contextmanager
-def noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
+def _noting(tower: nn.Module, hired: Pass) -> Iterator[None]:
     """Note queries and keys for a pass where its modules do not: by hooks on what makes them."""
     reading, seen, thread, handles = hired.reading, {}, threading.get_ident(), []
     kind, made_by = reading.family.attention, reading.family.noted

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is common to all families of towers, on models of each: compiled, computed again, several
+layers, no wait for the device."""
+
+import internvl_oracle
+import pytest
+import torch
+from llava_models import SIZES
+from llava_oracle import CLOSE, logits_of, switched
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import hired_kernels as hired
+from hired_kernels.models import towers
+
+FAMILIES = ["internvl", "llava-onevision", "llava-next-llama"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+def model_and_inputs(kind, **settings):
+    if kind == "internvl":
+        found = internvl_oracle.switched("2-26b", sizes=SIZES[:2], **settings)
+    else:
+        found = switched(kind, sizes=SIZES[:2], **settings)
+    return found[1:]
+
+
+def test_there_is_a_model_of_every_family():
+    found = {towers.family_of(model_and_inputs(kind)[0].model.vision_tower) for kind in FAMILIES}
+    assert found == set(towers.FAMILIES)
+    for family in towers.FAMILIES:
+        assert towers.family_of_type(family.model_type) is family
+    assert towers.family_of(torch.nn.Linear(1, 1)) is None
+    assert towers.family_of_type("pixtral") is None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"policy": "pooled"}, {"judge": "patches"}], ids=str)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layers_that_are_computed_again_have_the_same_gradients(kind, settings, reentrant):
+    model, inputs = model_and_inputs(kind, budget=0.3, **settings)
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        named = model.named_parameters()
+        return {name: weight.grad for name, weight in named if weight.grad is not None}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["tower", "layers"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_towers_that_were_compiled_in_place(kind, what):
+    """An early exit, and the whole tower, whose queries and keys may have to be noted by hooks."""
+    model, inputs = model_and_inputs(kind, budget=0.3)
+    expected = logits_of(model, inputs)
+    tower = model.model.vision_tower
+    layers = [part for part in tower.modules() if isinstance(part, towers.family_of(tower).layer)]
+    for part in [tower] if what == "tower" else layers:
+        part.compile(backend="eager")
+    torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
+    assert model.hired.why_full is None
+    handle = tower.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
+    assert "a hook on vision_tower" in model.hired.why_full
+    handle.remove()
+    torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"policy": "pooled"}, {"judge": "patches"}, {"judge": 9}, {"positions": "original"}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_nothing_waits_for_the_device(kind, settings):
+    """Features of pictures where no tensor has a value; `hired_tiles` and sizes lie on the host."""
+    model, inputs = model_and_inputs(kind, budget=0.3, **settings)
+    names = ("image_sizes", "hired_tiles", "batch_num_images")
+    given = {name: inputs[name].tolist() for name in names if name in inputs}
+    expected = model.model.get_image_features(inputs["pixel_values"], **given)
+    hired.apply_hired(model, None, budget=0.3, **settings)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pixels = mode.from_tensor(inputs["pixel_values"])
+        found = model.model.get_image_features(pixels, **given)
+    assert [one.shape for one in found.pooler_output] == [
+        one.shape for one in expected.pooler_output
+    ]
+    assert found.indices.shape == expected.indices.shape
