@@ -135,7 +135,8 @@ $(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.p
 	touch $@
 
 test-vllm: setup $(VLLM_BIN)/.installed
-	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile $(SLOWEST) tests/serving
+	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile $(SLOWEST) \
+	  tests/serving tests/models/test_torchvision.py
 
 # The oldest transformers that is claimed, in an environment of its own; `test` has the newest.
 OLDEST := transformers==5.6.0

@@ -4,8 +4,8 @@
     python examples/llava_next.py ./llava-v1.6-mistral-7b-hf photo.jpg          # local checkpoint
     python examples/llava_next.py llava-hf/llava-v1.6-mistral-7b-hf photo.jpg   # hub name
 
-Any model that `hired_kernels.apply_hired` serves will do: LLaVA-NeXT, LLaVA-1.5, ShareGPT4V,
-VipLLaVA, LLaVA-NeXT-Video. `--stock` leaves HiRED off, to compare.
+Any model that `hired_kernels.apply_hired` serves will do: LLaVA-NeXT, LLaVA-1.5, LLaVA-OneVision,
+InternVL, Granite Vision and others. `--stock` leaves HiRED off, to compare.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--question", default="What is shown in this image?")
     parser.add_argument("--budget", type=float, default=0.2, help="share of tokens to keep (0.2)")
     parser.add_argument("--alpha", type=float, default=0.5, help="the full image's share (0.5)")
-    parser.add_argument("--policy", choices=("exact", "published"), default="exact")
+    parser.add_argument("--policy", choices=("exact", "pooled", "published"), default="exact")
+    parser.add_argument("--positions", choices=("kept", "original"), default="kept")
     parser.add_argument("--newlines", action="store_true", help="keep row separators")
     parser.add_argument("--stock", action="store_true", help="leave HiRED off")
     parser.add_argument("--tokens", type=int, default=100, help="most tokens to generate (100)")
@@ -45,6 +46,7 @@ def main() -> None:
             alpha=options.alpha,
             policy=options.policy,
             newlines=options.newlines,
+            positions=options.positions,
         )
 
     with Image.open(options.image) as file:

@@ -169,7 +169,7 @@ def load_model(name: str) -> VisionModel:
 
 def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a model, from a folder or a hub name. Raises ModelError likewise."""
-    return had(name, AutoConfig.from_pretrained)
+    return had(name, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
 def had(name: str, load: Callable[[str], Any]) -> Any:

@@ -23,8 +23,14 @@ MODEL_TYPES = {
     "internvl": "InternVL",
 }
 # The towers that each is served with, by their `model_type`.
-_LLAVA_TOWERS = ("clip_vision_model", "siglip_vision_model")
-_TOWERS = dict.fromkeys(MODEL_TYPES, _LLAVA_TOWERS) | {"internvl": ("internvl_vision",)}
+_TOWERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(MODEL_TYPES, ("clip_vision_model", "siglip_vision_model")),
+    "vipllava": ("clip_vision_model",),
+    "llava_onevision": ("siglip_vision_model",),
+    "internvl": ("internvl_vision",),
+}
+# What is asked for, and what it could be called: checkpoints in InternVL's own format.
+_OWN_FORMAT = "internvl_chat"
 
 
 def feature_layer_of(config: Any) -> FeatureLayer:
@@ -42,7 +48,10 @@ def check(config: Any) -> None:
     """Raise ValueError, as `apply_hired` does, unless HiRED serves models of this configuration."""
     kind = getattr(config, "model_type", type(config).__name__)
     if kind not in MODEL_TYPES:
-        raise refuse("model", f"one of {', '.join(MODEL_TYPES)}", kind)
+        hint = ""
+        if kind == _OWN_FORMAT:
+            hint = ": InternVL's own format. Take the checkpoint with -hf or -HF in its name"
+        raise refuse("model", f"one of {', '.join(MODEL_TYPES)}", f"{kind}{hint}")
     tower = config.vision_config.model_type
     if tower not in _TOWERS[kind]:
         names = " or ".join(family.name for family in map(family_of_type, _TOWERS[kind]) if family)
@@ -164,7 +173,7 @@ def _partitions(config: Any) -> str:
     each = f"{anatomy.tokens} tokens each"
     if anatomy.tiles is not None:
         least, most = anatomy.tiles
-        return f"{least} to {most} tiles and, of more than one, the full image, {each}"
+        return f"{least} to {most} tiles, and the full image if there is more than one; {each}"
     if anatomy.pinpoints is None:
         return f"one partition, {each.removesuffix(' each')}"
     counts = [height * width // anatomy.tile**2 for height, width in anatomy.pinpoints]

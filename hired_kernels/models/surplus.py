@@ -254,7 +254,7 @@ def check_one_sequence(positions: Tensor) -> None:
     Waits for the device, as transformers does to find that out.
     """
     if bool((positions.diff() != 1).any()):
-        expected = "one sequence in a row where surplus placeholders are hidden"
+        expected = "one sequence in a row, since positions are counted anew"
         raise refuse("position_ids", expected, "several, packed")
 
 

@@ -37,7 +37,7 @@ from .switched_processor import (
     TilesProcessor,
 )
 from .vision_tower import Reading, turn_off_tower, turn_on_tower
-from .watchers import makes_stock_features, why_full
+from .watchers import FEATURES, makes_stock_features, why_full
 
 
 def apply_hired(
@@ -117,6 +117,8 @@ def remove_hired(model: Any, processor: Any = None) -> tuple[Any, Any]:
             del part.hired
         if isinstance(part, Switched):
             turn_off(part)
+    if isinstance(processor, ProcessorMixin) and hasattr(processor, "image_processor"):
+        turn_off(processor.image_processor)  # InternVL's, switched on by the processor's calls
     for part in parts[-1:]:
         turn_off_tower(part.vision_tower)
     return model, processor
@@ -159,7 +161,7 @@ def _check_classes(parts: Iterable[Any]) -> None:
     """
     for part in parts:
         if isinstance(part, PreTrainedModel) and not makes_stock_features(part):
-            expected = "transformers' own get_image_features and pack_image_features"
+            expected = f"transformers' own {', '.join(FEATURES)}"
             raise refuse("model", expected, f"those of {type(part).__name__}")
         own = isinstance(part, nn.Module) and not isinstance(part, Switched)
         if own and parametrize.is_parametrized(part):

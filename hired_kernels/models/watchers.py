@@ -30,6 +30,7 @@ from .vision_tower import Pass, TowerModule, encoder_layers, heads
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _AT_HOME = ("torch", "transformers", "accelerate", "deepspeed")
+FEATURES = ("get_image_features", "pack_image_features", "pixel_shuffle")  # what makes features
 _TRANSFORMERS = os.path.dirname(transformers.__file__)
 
 
@@ -147,8 +148,7 @@ def _hooks_of(module: nn.Module) -> Iterator[Any]:
 def makes_stock_features(model: nn.Module) -> bool:
     """Whether a model's class makes features of pictures in transformers' own way."""
     base = getattr(type(model), "_hired_base", type(model))
-    names = ("get_image_features", "pack_image_features", "pixel_shuffle")
-    methods = (getattr(base, name, None) for name in names)
+    methods = (getattr(base, name, None) for name in FEATURES)
     return all(method is None or _is_transformers(method) for method in methods)
 
 

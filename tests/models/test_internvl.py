@@ -16,7 +16,10 @@ from internvl_oracle import PROMPTS, features_of, select_as_the_reference, switc
 from llava_models import pictures, twin
 from llava_oracle import CLOSE, logits_of, logits_with_features, names_of, text_of
 from transformers import StaticCache
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
 
 import hired_kernels as hired
 from hired_kernels import geometry
@@ -369,6 +372,7 @@ def test_copies_pickles_saving_and_off(tmp_path):
     processor.image_processor.save_pretrained(tmp_path)
     assert "hired" not in (tmp_path / "preprocessor_config.json").read_text()
     hired.remove_hired(model, processor)
+    assert type(processor.image_processor) is GotOcr2ImageProcessorPil
     assert type(model) is type(stock)
     assert all("hired" not in repr(vars(type(part))) for part in model.modules())
     whole = processor(**given)
@@ -417,6 +421,10 @@ def test_models_and_processors_that_are_not_served():
     processor = make(tile=112)[1]
     processor.image_seq_length = 9
     with pytest.raises(ValueError, match="processor: expected size 84"):
+        hired.apply_hired(model, processor)
+    model, processor = make()
+    model.config.model_type = "internvl_chat"
+    with pytest.raises(ValueError, match="got internvl_chat: InternVL's own format"):
         hired.apply_hired(model, processor)
     for changes, said in [
         ({"vision_feature_layer": [-1, -2]}, "vision_feature_layer: expected one layer"),
@@ -496,7 +504,9 @@ def test_info_says_what_becomes_of_a_picture():
     config = make("2-26b")[0].config
     said = dict(support.describe(config))
     assert said["HiRED"] == "serves it as InternVL"
-    assert said["a picture"] == "1 to 12 tiles and, of more than one, the full image, 9 tokens each"
+    assert said["a picture"] == (
+        "1 to 12 tiles, and the full image if there is more than one; 9 tokens each"
+    )
     assert said["judge"] == "9 of the 36 patches of a partition, on a lattice"
     assert said["early exit"] == "inside layer 3 of 4, counted from 0"
     config.vision_config.image_size = [84, 112]
