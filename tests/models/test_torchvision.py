@@ -138,6 +138,7 @@ def test_the_example_of_the_docs(tmp_path):
         "AutoProcessor": AutoProcessor,
         "image": llava_models.picture((160, 250)),
     }
-    exec(compile(text.replace('device_map="auto"', 'device_map="cpu"'), "docs", "exec"), names)
+    text = text.replace(', device_map="auto"', "")  # which needs accelerate
+    exec(compile(text, "docs", "exec"), names)
     assert names["model"].hired.settings.budget == 0.2
     assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
