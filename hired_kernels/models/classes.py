@@ -28,9 +28,10 @@ class Switched:
 
 def turn_on(part: Any, mixin: type[Switched]) -> None:
     """Give `part` the subclass of its class that has `mixin` before it, unless it has one."""
-    if not isinstance(part, Switched):
+    kind = type(part)  # once: another thread may be at it, too
+    if not issubclass(kind, Switched):
         # A switched class may have been asked for an object by name: `type(model).from_pretrained`.
-        _change_class(part, switched_class(mixin, type(part)))
+        _change_class(part, switched_class(mixin, kind))
 
 
 def turn_off(part: Any) -> None:

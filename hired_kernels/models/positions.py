@@ -25,31 +25,33 @@ def shift_of(
     output: HiredImageOutput | None,
     columns: int | None = None,
 ) -> Tensor | None:
-    """What to add to the positions of the columns of a cache and a prompt, (B, past + L + 1).
+    """What to add to the positions of the columns of a cache and a prompt, (B, 2, past + L): to
+    each column's own, and to all that would follow if it were the last.
 
-    The last column is what to add for all that follows. Positions are counted as if surplus
-    placeholders were not there. The arguments are those of `surplus.hidden_columns`. None where
-    nothing is to be added.
+    Positions are counted as if surplus placeholders were not there. The arguments are those of
+    `surplus.hidden_columns`. None where nothing is to be added.
     """
     cache, prompt = surplus.cache_of(arguments), surplus.prompt_of(arguments)
     places = None if output is None else output.places
     if prompt is None or (places is None and not surplus.remembers(cache)):
         return None
     before = surplus.shift_in(cache)
-    if places is None and before is None:
+    if before is None and places is None:
         return None
     B, L = prompt.shape[:2]
     if before is not None and before.shape[0] != B:
         raise refuse("cache", f"a batch of {before.shape[0]}, as it was filled with", B)
-    if before is not None and (surplus.is_generating(cache) or places is None):
+    if before is not None and surplus.is_generating(cache):
         return before
     past = surplus.length_of(cache)
+    if before is not None:
+        before = _of_columns(before, past)
     new = L if columns is None else columns - past
-    if not 0 < new <= L:
-        return None
+    if output is None or places is None or not 0 < new <= L:
+        return before
     placeholder = surplus.placeholder_mask(model, arguments)[:, L - new :]
     inside, after = placeholder.new_zeros(2, B, new, dtype=torch.int64)
-    if output is not None and places is not None and len(places) > 0:
+    if len(places) > 0:
         features: Any = output.pooler_output
         copies = max(1, sum(len(rows) for rows in features) // len(places))
         rank = placeholder[::copies].flatten().long().cumsum(0) - 1
@@ -59,15 +61,16 @@ def shift_of(
             for one in _of_rows(places, output.stock or [], output.surplus)
         )
     total = after.cumsum(1)
-    shift = torch.cat((inside + total - after, total[:, -1:]), dim=1)
+    shift = torch.stack((inside + total - after, total), dim=1)
     if before is None:
-        return torch.cat((shift.new_zeros(B, past), shift), dim=1)
-    before = before.to(shift.device)
-    known = _columns(before, torch.arange(past + 1, device=shift.device))
-    return torch.cat((known[:, :-1], shift + known[:, -1:]), dim=1)
+        before = shift.new_zeros(B, 2, past)
+    elif past > 0:
+        before = before.to(shift.device)
+        shift = shift + before[:, 1:, -1:]
+    return torch.cat((before, shift), dim=2)
 
 
-def add(arguments: dict[str, Any], shift: Tensor) -> None:
+def add(model: Any, arguments: dict[str, Any], shift: Tensor) -> None:
     """Add to the positions of a call, in place, what `shift_of` says.
 
     Of `arguments`, by name: position_ids (B or 1, L) or None, and attention_mask, which is made
@@ -77,6 +80,7 @@ def add(arguments: dict[str, Any], shift: Tensor) -> None:
     assert prompt is not None  # nothing is to be added without one
     B, L = prompt.shape[:2]
     past = 0 if cache is None else cache.get_seq_length()
+    _check_attention(model, cache, B, L)
     columns = torch.arange(L, device=shift.device) + past
     positions = arguments.get("position_ids")
     if arguments.get("attention_mask") is None:
@@ -86,12 +90,27 @@ def add(arguments: dict[str, Any], shift: Tensor) -> None:
         arguments["attention_mask"] = ones
     if positions is None:
         positions = columns[None]
-    arguments["position_ids"] = positions + _columns(shift, columns).to(positions.device)
+    C = shift.shape[2]
+    own = shift[:, 0].index_select(1, columns.clamp(max=C - 1))
+    own = torch.where(columns < C, own, shift[:, 1, -1:])
+    arguments["position_ids"] = positions + own.to(positions.device)
 
 
-def _columns(shift: Tensor, columns: Tensor) -> Tensor:
-    """Of (B, columns + 1) those of these columns, the last one for all that lie behind."""
-    return shift.index_select(1, columns.clamp(max=shift.shape[1] - 1))
+def _of_columns(shift: Tensor, count: int) -> Tensor:
+    """Of (B, 2, columns) the first `count`: a cache may have been cropped, or have gone on."""
+    more = count - shift.shape[2]
+    if more <= 0:
+        return shift[:, :, :count]
+    return torch.cat((shift, shift[:, 1:, -1:].expand(-1, 2, more)), dim=2)
+
+
+def _check_attention(model: Any, cache: Any, B: int, L: int) -> None:
+    """Raise ValueError where transformers would take gaps between positions for ends of sequences:
+    its flash attention does so in one prompt without padding that goes on from a cache."""
+    implementation = getattr(model.config.get_text_config(), "_attn_implementation", None) or ""
+    if "flash" in implementation and B == 1 and L > 1 and surplus.length_of(cache) > 0:
+        expected = f"kept where a prompt goes on from a cache under {implementation}"
+        raise refuse("positions", expected, "'original'")
 
 
 def _of_rows(

@@ -30,7 +30,7 @@ from .image_features import HiredImageOutput
 IGNORED = -100  # transformers' label of a token that no loss is computed of
 
 # Attributes of a cache: which of its columns are hidden, (B, columns) bool; what to add to their
-# positions (`positions`), (B, columns + 1); and whether a call of `generate`, which sees to both
+# positions (`positions`), (B, 2, columns); and whether a call of `generate`, which sees to both
 # beforehand, is filling it.
 _REMEMBERED, _SHIFT, _GENERATING = "_hired_hidden", "_hired_shift", "_hired_generating"
 

@@ -157,7 +157,7 @@ class Inner(_Model):
         if hidden is not None:
             surplus.hide(arguments, hidden)
         if shift is not None:
-            positions.add(arguments, shift)
+            positions.add(self, arguments, shift)
         if output is not None:
             _hand_over(self, arguments, output)
         result = call(**arguments)
@@ -167,8 +167,11 @@ class Inner(_Model):
         return result
 
     def _hired_for_stock(self, output: HiredImageOutput) -> HiredImageOutput:
-        """The output as the class's own `forward` takes it."""
-        return output
+        """The output as the class's own `forward` takes it, and returns it."""
+        if output.stock is None:
+            return output
+        theirs = {name: one for name, one in output.items() if name not in ("places", "stock")}
+        return HiredImageOutput(**theirs)
 
     def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> Any:
         switch = vars(self).get("hired")

@@ -225,6 +225,7 @@ class Tiles(_Features):
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
     def _hired_for_stock(self, output: HiredImageOutput) -> HiredImageOutput:
+        output = super()._hired_for_stock(output)
         features = output.pooler_output
         if isinstance(features, Tensor):
             return output

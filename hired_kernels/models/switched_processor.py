@@ -86,7 +86,9 @@ class AnyResolutionProcessor(SubImagesProcessor):
         switch = vars(self).get("hired")
         if switch is None or not _ONE_TILE.get():
             return self.__dict__["num_image_tokens"]
-        return switch.one_tile_placeholders() - 1
+        # The class adds a newline, and takes one off where CLS is dropped.
+        dropped = self.vision_feature_select_strategy == "default"
+        return switch.one_tile_placeholders() - 1 + dropped
 
     @num_image_tokens.setter
     def num_image_tokens(self, value: int) -> None:

@@ -123,9 +123,11 @@ WAYS = {
     "static": {"cache_implementation": "static"},
     "compiled": {
         "cache_implementation": "static",
-        "compile_config": CompileConfig(backend="eager"),
+        "compile_config": CompileConfig(backend="eager", mode=None, fullgraph=True),
     },
 }
+# transformers compiles on GPUs alone, unless it is told otherwise.
+WAYS["compiled"]["compile_config"]._compile_all_devices = True
 
 
 @pytest.mark.parametrize("settings", [{}, {"newlines": True}], ids=str)
@@ -221,6 +223,47 @@ def test_chat_turns(kind):
         out = found.model(input_ids=turn, **given, **name_and_cache(out))
         logits.append(out.logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("settings", [{}, {"newlines": True}], ids=str)
+@pytest.mark.parametrize("left", ["text", "a picture"])
+@torch.no_grad()
+def test_a_cache_that_was_cropped(left, settings):
+    """It goes on as one that was never longer: with text, or with the pictures that follow."""
+    text = ["what <image> is this <image>"]
+    found = case("llava-next-llama", sizes=SIZES[:2], text=text, budget=0.3, **settings)
+    ids, model = found.inputs["input_ids"], found.model
+    places = (ids[0] == 4).nonzero()[:, 0]
+    # Behind "<s> what" or so, or behind the first word that follows the first picture.
+    length = int(places[0]) if left == "text" else int(places[int(places.diff().argmax())]) + 2
+    pictures = {name: found.inputs[name] for name in ("pixel_values", "image_sizes", "hired_rows")}
+    seen = int(left == "a picture")
+    inside = {name: value[:seen] for name, value in pictures.items()} if seen else {}
+    behind = {name: value[seen:] for name, value in pictures.items()}
+    whole = model(input_ids=ids, **pictures, use_cache=True)
+    cache = name_and_cache(whole)
+    (kept,) = cache.values()
+    kept.crop(length - ids.shape[1])
+    more = torch.tensor([[7, 8, 9]])
+    fresh = model(input_ids=torch.cat((ids[:, :length], more), dim=1), **inside).logits
+    ours = model(input_ids=more, **cache).logits
+    torch.testing.assert_close(ours, fresh[:, length:], **CLOSE)
+    kept.crop(-3)
+    ours = model(input_ids=ids[:, length:], **behind, **cache).logits
+    torch.testing.assert_close(ours, whole.logits[:, length:], **CLOSE)
+
+
+@torch.no_grad()
+def test_flash_attention_from_a_cache_is_refused():
+    """It takes gaps between positions for ends of sequences."""
+    found = case("llava-next-llama", sizes=SIZES[:1], text=["what <image> is"], budget=0.3)
+    cache = name_and_cache(found.model(**found.inputs, use_cache=True))
+    text = found.model.config.get_text_config()
+    implementation, text._attn_implementation = text._attn_implementation, "flash_attention_2"
+    with pytest.raises(ValueError, match="hired: positions: expected kept where a prompt goes on"):
+        found.model(input_ids=torch.tensor([[7, 8]]), **cache)
+    text._attn_implementation = implementation
+    assert found.model(input_ids=torch.tensor([[7, 8]]), **cache).logits.isfinite().all()
 
 
 @torch.no_grad()
