@@ -63,12 +63,8 @@ def adapted(model, how):
     return wrapped
 
 
-@where("peft")
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("how", ADAPTERS)
-def test_adapters(how, order, settings):
-    stock, plain, inputs = switched(budget=0.3, padding_side="right", **settings)
+def check_adapted(stock, plain, inputs, how, order, settings):
+    """An adapted model, after it was held to the one that its adapters were merged into."""
     merged = adapted(twin(stock), how).merge_and_unload()
     hired.apply_hired(merged, None, 0.3, **settings)
     expected = logits_of(merged, inputs)
@@ -84,13 +80,23 @@ def test_adapters(how, order, settings):
     with wrapped.disable_adapter():
         assert torch.equal(logits_of(wrapped, inputs), logits_of(plain, inputs))
     wrapped(**inputs, labels=inputs["input_ids"]).loss.backward()
+    more = {"max_new_tokens": 2, "do_sample": False}
+    assert torch.equal(wrapped.generate(**inputs, **more), merged.generate(**inputs, **more))
+    return wrapped, expected
+
+
+@where("peft")
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("how", ADAPTERS)
+def test_adapters(how, order, settings):
+    stock, plain, inputs = switched(budget=0.3, padding_side="right", **settings)
+    wrapped, expected = check_adapted(stock, plain, inputs, how, order, settings)
     # The last layer of the tower computes nothing that is read, in the stock model neither.
     idle = {
         name for name, one in wrapped.named_parameters() if one.requires_grad and one.grad is None
     }
     assert all("layers.3" in name or "post_layernorm" in name for name in idle)
-    more = {"max_new_tokens": 2, "do_sample": False}
-    assert torch.equal(wrapped.generate(**inputs, **more), merged.generate(**inputs, **more))
     torch.testing.assert_close(logits_of(wrapped.merge_and_unload(), inputs), expected, **CLOSE)
 
 
@@ -102,28 +108,12 @@ def test_adapters_of_other_families(kind, how, order):
     """With the positions of the stock prompt, for which pictures are encoded beforehand."""
     settings = {"policy": "pooled", "positions": "original"}
     if kind == "internvl":
-        stock, plain, inputs = internvl_oracle.switched(
+        found = internvl_oracle.switched(
             "2-26b", sizes=SIZES[:3], padding_side="right", budget=0.3, **settings
         )
     else:
-        stock, plain, inputs = switched(kind, budget=0.3, padding_side="right", **settings)
-    merged = adapted(twin(stock), how).merge_and_unload()
-    hired.apply_hired(merged, None, 0.3, **settings)
-    expected = logits_of(merged, inputs)
-    assert not torch.allclose(expected, logits_of(plain, inputs), atol=0.1)
-    model = twin(stock)
-    if order == "before":
-        hired.apply_hired(model, None, 0.3, **settings)
-    wrapped = adapted(model, how)
-    if order == "after":
-        hired.apply_hired(model, None, 0.3, **settings)
-    torch.testing.assert_close(logits_of(wrapped, inputs), expected, **CLOSE)
-    assert model.hired.why_full is None
-    with wrapped.disable_adapter():
-        assert torch.equal(logits_of(wrapped, inputs), logits_of(plain, inputs))
-    wrapped(**inputs, labels=inputs["input_ids"]).loss.backward()
-    more = {"max_new_tokens": 2, "do_sample": False}
-    assert torch.equal(wrapped.generate(**inputs, **more), merged.generate(**inputs, **more))
+        found = switched(kind, budget=0.3, padding_side="right", **settings)
+    check_adapted(*found, how, order, settings)
 
 
 @where("peft")
