@@ -170,7 +170,7 @@ def _merged(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(cases: list[dict[str, Any]]) -> str:
     """The tables of docs/evidence.md: a row for each model and its positions, for each policy."""
     said = []
-    for kind, title in (("place", "Where is it?"), ("others", "All other questions")):
+    for kind, title in (("place", "Where is it?"), ("others", "All other questions.")):
         said.append(f"{title} Right answers, {cases[0]['pictures']:,} pictures:")
         rows = [
             "| trained with | asked with | policy | "
