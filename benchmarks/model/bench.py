@@ -230,6 +230,8 @@ def print_tables(cases: list[dict[str, Any]], towers: list[dict[str, Any]]) -> N
         for row in towers
     ]  # fmt: skip
     print(report.table(("vision tower", "batch", "GFLOP", "", "ms", ""), lines))
+    if not cases:
+        return
     print()
     print(report.table(header, rows))
     for case in cases if any(case["contender"] == "published" for case in cases) else ():
