@@ -37,6 +37,17 @@ def test_there_is_a_model_of_every_family():
     assert towers.family_of_type("pixtral") is None
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_norms_over_all_heads_are_named(kind):
+    tower = model_and_inputs(kind)[0].model.vision_tower
+    family = towers.family_of(tower)
+    (attn, *_) = (part for part in tower.modules() if isinstance(part, family.attention))
+    weights = {name.removesuffix(".weight"): one for name, one in attn.named_parameters()}
+    norms = {name for name, one in weights.items() if one.dim() == 1 and "bias" not in name}
+    assert norms == set(family.full_width_norms)
+    assert all(weights[name].numel() == attn.embed_dim for name in norms)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"policy": "pooled"}, {"judge": "patches"}], ids=str)
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -24,7 +24,9 @@ class TowerFamily:
     last_norm: the tower's norm after them. mask: what layers are called with beside hidden states.
     hands_down: whether the forward methods pass keyword arguments that they do not know down to the
     modules inside. noted: the attention's modules whose outputs are the queries and the keys of all
-    heads, ready for the dot products.
+    heads, ready for the dot products. full_width_norms: those of its norms that are over all heads,
+    before queries and keys are split into them. Ranks that have some of the heads each have to
+    gather before these.
     """
 
     name: ClassVar[str]
@@ -42,6 +44,7 @@ class TowerFamily:
     mask: ClassVar[Sequence[Any]] = (None,)
     hands_down: ClassVar[bool] = True
     noted: ClassVar[tuple[str, str]] = ("q_proj", "k_proj")
+    full_width_norms: ClassVar[Sequence[str]] = ()
 
     # The usual names of a pre-norm layer. A family that has others, or more, overrides these.
 
@@ -62,8 +65,7 @@ class TowerFamily:
 
     @staticmethod
     def query(attention: Any, normal: Tensor) -> Tensor:
-        """Queries of all heads, (..., H * Dh). A norm that this includes is over all heads: where
-        ranks have some of them each, they have to be gathered before it."""
+        """Queries of all heads, (..., H * Dh), normalised where they are."""
         return attention.q_proj(normal)
 
     @staticmethod

@@ -29,7 +29,7 @@ class InternVit(TowerFamily):
     prefix = 1
     layers_name, last_norm = "layer", "layernorm"
     mask, hands_down = (), False
-    noted = ("q_norm", "k_norm")
+    noted = full_width_norms = ("q_norm", "k_norm")
 
     @staticmethod
     def begin(tower: Any, pixels: Tensor) -> Tensor:
