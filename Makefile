@@ -103,7 +103,7 @@ test-sanitize: sanitizers setup
 	HIRED_NATIVE=1 HIRED_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_SANITIZED=1 \
-	  PYTHONPATH=$(SANITIZED) $(PYTEST) $(SANITIZE_TESTS)
+	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-50} PYTHONPATH=$(SANITIZED) $(PYTEST) $(SANITIZE_TESTS)
 
 # The CUDA kernels' own source on the host, threads as fibers, under the same sanitizers.
 EMULATED := $(CURDIR)/build/emulator/libhired_emulated.so
@@ -115,7 +115,7 @@ test-emulated: sanitizers setup
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/cmake --build build/emulator --target hired_emulated
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 HIRED_TEST_TARGET=emulated \
-	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-25} \
+	  HIRED_TEST_EXAMPLES=$${HIRED_TEST_EXAMPLES:-20} \
 	  HIRED_EMULATED_LIBRARY=$(EMULATED) $(PYTEST) $(EMULATED_TESTS)
 
 # The Triton kernels, interpreted: of each test two cases, or TRITON_TESTS= for the whole list.
