@@ -193,6 +193,8 @@ def test_videos_stay_as_they_are():
     embeds = stock.get_input_embeddings()(both)
     picture = torch.cat(features_of(stock, inputs, SIZES[:1], budget=0.3))
     film = stock.model.get_video_features(frames, return_dict=True).pooler_output.flatten(0, 1)
+    if len(film) == 2 * 9:  # older versions of transformers add the newline in `forward`
+        film = torch.cat((film, stock.model.image_newline[None]))
     for token, features in ((4, picture), (5, film)):
         mask = (both == token)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(mask, features)
