@@ -29,7 +29,7 @@ _TOWERS: dict[str, tuple[str, ...]] = {
     "llava_onevision": ("siglip_vision_model",),
     "internvl": ("internvl_vision",),
 }
-# What is asked for, and what it could be called: checkpoints in InternVL's own format.
+# How checkpoints in InternVL's own format call their kind.
 _OWN_FORMAT = "internvl_chat"
 
 

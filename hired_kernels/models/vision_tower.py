@@ -209,8 +209,8 @@ class _Attention(TowerModule):
             return super().forward(hidden_states, *args, **kwargs)
         family = reading.family
         if entering is None:
-            projections = family.query, family.key, family.value
-            query, key, value = (heads(self, part(self, hidden_states)) for part in projections)
+            parts = family.projected(self, hidden_states)
+            query, key, value = (heads(self, part) for part in parts)
             hired.note(self.hired_number, reading.judging(query), key)
             kwargs.pop("attention_mask", None)  # None, of all towers
             attended, weights = attend(self, query, key, value, **kwargs)

@@ -119,7 +119,8 @@ def test_several_pictures_of_a_prompt_are_one_partition_each(settings):
     rest = [one_tile(stock, picture[0], settings) for picture in pixels[1:]]
     expected = logits_with_features(stock, first + rest, **text_of(inputs))
     torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
-    assert len(rest[0]) == int(36 * 0.3)
+    each = (inputs["input_ids"] == 4).sum(dim=1).tolist()
+    assert each[1:] == [2 * int(36 * 0.3), 3 * int(36 * 0.3)]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import internvl_oracle
 import pytest
 import torch
 from llava_models import SIZES
-from llava_oracle import CLOSE, logits_of, switched
+from llava_oracle import CLOSE, logits_of, partitions_of, switched
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hired_kernels as hired
@@ -86,6 +86,42 @@ def test_towers_that_were_compiled_in_place(kind, what):
     assert "a hook on vision_tower" in model.hired.why_full
     handle.remove()
     torch.testing.assert_close(logits_of(model, inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("judge", ["auto", "cls"])
+@pytest.mark.parametrize("kind", FAMILIES)
+@torch.no_grad()
+def test_modules_are_called_as_in_the_stock_model(kind, judge):
+    """All that come before the selection layer, in their order, with the same results."""
+    if judge == "cls" and kind == "llava-onevision":
+        pytest.skip("has no CLS token")
+    model, inputs = model_and_inputs(kind, budget=0.3, judge=judge)
+    names = ("image_sizes", "hired_tiles", "batch_num_images")
+    given = {name: inputs[name] for name in names if name in inputs}
+    tower, calls = model.model.vision_tower, []
+    family = towers.family_of(tower)
+    layers = [part for part in tower.modules() if isinstance(part, family.layer)]
+    last = 2 if kind == "llava-next-llama" else 3  # the selection layer
+    parts = [tower.embeddings, *layers[:last]]
+    for number, part in enumerate(parts):
+        for name, module in part.named_modules(prefix=str(number)):
+            module.register_forward_hook(
+                lambda _, args, result, name=name: calls.append((name, result))
+            )
+    model.model.get_image_features(inputs["pixel_values"], **given)
+    assert model.hired.why_full is None
+    ours, calls[:] = list(calls), []
+    pixels = inputs["pixel_values"]
+    if kind == "internvl":
+        counts = [1 + R * C for R, C, _ in inputs["hired_tiles"].tolist()]
+        pixels = torch.cat([torch.cat((one[-1:], one[:-1])) for one in pixels.split(counts)])
+    else:
+        pixels = partitions_of(model.config, pixels, SIZES[:2])
+    tower(pixels)
+    assert [name for name, _ in ours] == [name for name, _ in calls]
+    for (name, mine), (_, theirs) in zip(ours, calls, strict=True):
+        mine, theirs = (one[0] if isinstance(one, tuple) else one for one in (mine, theirs))
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

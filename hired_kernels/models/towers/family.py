@@ -78,6 +78,12 @@ class TowerFamily:
         """Values of all heads, (..., H * Dh)."""
         return attention.v_proj(normal)
 
+    @classmethod
+    def projected(cls, attention: Any, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads, made in the order of the class's own `forward`."""
+        query, key = cls.query(attention, normal), cls.key(attention, normal)
+        return query, key, cls.value(attention, normal)
+
     @staticmethod
     def output(attention: Any, attended: Tensor) -> Tensor:
         """What leaves the attention, (..., D), of attended values (..., H * Dh)."""

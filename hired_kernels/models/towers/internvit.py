@@ -51,6 +51,12 @@ class InternVit(TowerFamily):
     def key(attention: Any, normal: Tensor) -> Tensor:
         return attention.k_norm(attention.k_proj(normal))
 
+    @classmethod
+    def projected(cls, attention: Any, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        query, key, value = (part(normal) for part in parts)
+        return attention.q_norm(query), attention.k_norm(key), value
+
     @staticmethod
     def output(attention: Any, attended: Tensor) -> Tensor:
         return attention.projection_dropout(attention.projection_layer(attended))
