@@ -44,9 +44,16 @@ def make(
     padding_side: str = "left",
     attention: str | None = None,
     tile: int = TILE,
+    width: int = 32,
+    words: list[str] = WORDS,
+    text: type = transformers.Qwen2Config,
     **changes: Any,
 ):
-    """A model in evaluation mode and its processor. `changes` go to its config."""
+    """A model in evaluation mode and its processor. `changes` go to its config.
+
+    `width` is that of the language model, which has two heads, `words` its vocabulary, `text` the
+    class of its configuration.
+    """
     vision = InternVLVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -57,13 +64,14 @@ def make(
         layer_scale_init_value=0.7,
         **KINDS[kind],
     )
-    text = transformers.Qwen2Config(
-        hidden_size=32,
+    language = text(
+        hidden_size=width,
+        head_dim=width // 2,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=len(WORDS),
+        vocab_size=len(words),
         pad_token_id=1,
         bos_token_id=2,
         eos_token_id=3,
@@ -71,16 +79,21 @@ def make(
     )
     side = tile // PATCH // MERGE
     options = {"image_token_id": IMAGE, "image_seq_length": side**2, **changes}
-    config = InternVLConfig(vision_config=vision, text_config=text, **options)
+    config = InternVLConfig(vision_config=vision, text_config=language, **options)
     if attention:
         config._attn_implementation = attention
     torch.manual_seed(seed)
     model = spread(InternVLForConditionalGeneration(config).eval())
-    return model, make_processor(tile, tiles, padding_side)
+    return model, make_processor(tile, tiles, padding_side, words)
 
 
-def make_processor(tile: int = TILE, tiles: tuple[int, int] = (1, 6), padding_side: str = "left"):
-    splitter = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def make_processor(
+    tile: int = TILE,
+    tiles: tuple[int, int] = (1, 6),
+    padding_side: str = "left",
+    words: list[str] = WORDS,
+):
+    splitter = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     splitter.pre_tokenizer = Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=splitter,

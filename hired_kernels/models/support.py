@@ -56,19 +56,23 @@ def check(config: Any) -> None:
     if tower not in _TOWERS[kind]:
         names = " or ".join(family.name for family in map(family_of_type, _TOWERS[kind]) if family)
         raise refuse("model", f"a {names} vision tower for {MODEL_TYPES[kind]}", tower)
-    _check_shape(config)
+    check_shape(config)
     check_strategy(config, strategy_of(config))
     feature_states(config, feature_layer_of(config))
 
 
 def check_settings(config: Any, settings: Settings) -> None:
     """Raise ValueError, as `apply_hired` does, for options that a served model cannot have."""
-    anatomy, kind = Anatomy.of(config), config.model_type
-    judges.lines(settings.judge, tower_of(config), anatomy.patches)
+    check_rules(config.model_type, settings, Anatomy.of(config), tower_of(config))
+
+
+def check_rules(kind: str, settings: Settings, anatomy: Anatomy, family: type[TowerFamily]) -> None:
+    """`check_settings` for a model of this kind, anatomy and tower."""
+    judges.lines(settings.judge, family, anatomy.patches)
     if settings.newlines and anatomy.pinpoints is None:
         raise refuse("newlines", f"False for {kind}, which has no separators", True)
-    if settings.policy == "published" and tower_of(config).prefix == 0:
-        expected = f"exact or pooled for {tower_of(config).name}, which has no CLS token"
+    if settings.policy == "published" and family.prefix == 0:
+        expected = f"exact or pooled for {family.name}, which has no CLS token"
         raise refuse("policy", expected, "'published'")
     if settings.policy == "published" and anatomy.merge > 1:
         expected = f"exact or pooled for {kind}, whose tokens are blocks of patches"
@@ -85,7 +89,7 @@ def tower_of(config: Any) -> type[TowerFamily]:
     return family
 
 
-def _check_shape(config: Any) -> None:
+def check_shape(config: Any) -> None:
     """Raise ValueError for a tower whose partitions are not square, or not whole tokens."""
     vision: Any = config.vision_config
     for name in ("image_size", "patch_size"):

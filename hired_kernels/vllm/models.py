@@ -1,49 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The architectures that the plugin adds: vLLM's LLaVA-NeXT and LLaVA-1.5 with a token budget.
+"""What vLLM's models do with pictures that have a token budget.
 
 Pictures that come without a budget go the stock model's way; those with one go through the tower
-together, whatever their requests, with one launch for their selection.
+together, whatever their requests, with one launch for their selection. The mixins stand before
+vLLM's own classes in `families`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.model_executor.models.interfaces import MultiModalEmbeddings
-from vllm.model_executor.models.llava import (
-    LlavaDummyInputsBuilder,
-    LlavaForConditionalGeneration,
-)
-from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
-from vllm.model_executor.models.utils import WeightsMapper
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..models.accounting import Plan
-from . import processing
+from .. import geometry
+from ..models import judges
+from ..models.accounting import Plan, refuse
+from ..models.support import feature_layer_of
+from ..models.towers import TowerFamily, core
+from ..models.vision_tower import Reading, hidden_state_numbers
+from . import support, towers
 from .options import REQUEST, Options
+from .processing import STOCK, TILES
 from .tower import keep
 
-# transformers 5 saves the tower's weights without the name that vLLM has for its inside.
-_TOWER_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
-_WITHOUT_CORE = WeightsMapper(
-    orig_to_new_prefix={
-        f"vision_tower.{part}": f"vision_tower.vision_model.{part}" for part in _TOWER_PARTS
-    }
-)
 
+class Hired:
+    """What all models do.
 
-class _Hired:
-    """What both models do with pictures that have a budget."""
+    pixels, connector: what vLLM calls the pixels and the projector. reads_norm: whether the last
+    hidden state is read after the tower's last norm.
+    """
 
+    pixels = "pixel_values"
+    tower_name = "vision_tower"
+    connector = "multi_modal_projector"
+    reads_norm = False
     # The tower's last layer and the projector run for kept rows alone, which adapters of these
     # modules would have to be told; those of the language model are served.
     supports_tower_connector_lora = False
+    supports_encoder_tp_data = False
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        if vllm_config.compilation_config.cudagraph_mm_encoder:
+            # They yield all tokens of a picture, whatever its placeholders.
+            raise refuse("compilation_config.cudagraph_mm_encoder", "False", True)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.hired = Options.of(vllm_config.model_config.hf_config)
         # vLLM bounds a step by the tokens that it yields, of which a pruned picture has few: by
@@ -51,34 +55,35 @@ class _Hired:
         # many patches at a time as the step may have tokens.
         self.patches_at_a_time = vllm_config.scheduler_config.max_num_batched_tokens
 
-    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
-        budgets = kwargs.pop(REQUEST, None)
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        budgets, tiles = kwargs.pop(REQUEST, None), kwargs.pop(TILES, None)
         budgets = [] if budgets is None else torch.as_tensor(budgets).flatten().tolist()
-        pruned = [item for item, budget in enumerate(budgets) if budget != processing.STOCK]
+        pruned = [item for item, budget in enumerate(budgets) if budget != STOCK]
         if not pruned:
             return super().embed_multimodal(**kwargs)
         embeddings: list[Tensor | None] = [None] * len(budgets)
         stock = [item for item in range(len(budgets)) if item not in pruned]
         if stock:
-            some = {name: _some(values, stock) for name, values in kwargs.items()}
-            for item, features in zip(stock, super().embed_multimodal(**some), strict=True):
-                embeddings[item] = features
-        pixels, sizes = kwargs["pixel_values"], kwargs.get("image_sizes")
-        tile = self.config.vision_config.image_size
-        for items in self._in_turns(pruned, sizes):
-            pairs = [(tile, tile) if sizes is None else tuple(sizes[i].tolist()) for i in items]
-            todo = self.hired.plan([budgets[item] for item in items], pairs)
-            kept = self._kept([pixels[item] for item in items], todo)
-            for item, features in zip(items, kept, strict=True):
-                embeddings[item] = features
+            features = super().embed_multimodal(**self._some(kwargs, stock))
+            for item, rows in zip(stock, features, strict=True):
+                embeddings[item] = rows
+        layouts, pictures = self._layouts(kwargs, tiles), self._pictures(kwargs)
+        for items in self._in_turns(pruned, layouts):
+            todo = self.hired.plan(
+                [budgets[item] for item in items], [layouts[item] for item in items]
+            )
+            kept = self._kept([pictures[item] for item in items], todo)
+            for item, rows in zip(items, kept, strict=True):
+                embeddings[item] = rows
         return embeddings
 
-    def _in_turns(self, items: Sequence[int], sizes: Any) -> list[list[int]]:
+    def _in_turns(
+        self, items: Sequence[int], layouts: Sequence[geometry.Layout]
+    ) -> list[list[int]]:
         """Pictures that go through the tower together, in their order, at least one."""
-        anatomy, turns, patches = self.hired.anatomy, [], 0
+        each, turns, patches = self.reading.side**2, [], 0
         for item in items:
-            size = (1, 1) if sizes is None else sizes[item].tolist()
-            more = anatomy.layout(*size).partitions * anatomy.tokens
+            more = layouts[item].partitions * each
             if not turns or patches + more > self.patches_at_a_time:
                 turns.append([])
                 patches = 0
@@ -87,19 +92,13 @@ class _Hired:
         return turns
 
     def _kept(self, pictures: Sequence[Tensor], todo: Plan) -> list[Tensor]:
-        """Features (K, width of the language model) of each picture.
-
-        pictures: (partitions, 3, tile, tile) of each, maybe with padding up to another picture's,
-        or (3, tile, tile).
-        """
-        partitions = [
-            picture[:count] if picture.dim() == 4 else picture[None]
-            for picture, count in zip(pictures, todo.partitions, strict=True)
-        ]
-        layer = self.config.vision_feature_layer
-        batch = torch.cat(partitions)
-        kept = keep(self.vision_tower, batch, layer, todo, self.hired.settings)
-        features = self._filled(self.multi_modal_projector(kept.tokens), kept.indices)
+        """Features (K, width of the language model) of each picture, of its partitions
+        (partitions, 3, tile, tile), maybe with padding up to another picture's."""
+        partitions = zip(pictures, todo.partitions, strict=True)
+        batch = torch.cat([picture[:count] for picture, count in partitions])
+        tower, settings = getattr(self, self.tower_name), self.hired.settings
+        kept = keep(tower, batch, self.reading, todo, settings)
+        features = self._filled(getattr(self, self.connector)(kept.tokens), kept.indices)
         # vLLM keeps pictures apart: views would keep each other's memory.
         return [picture.clone() for picture in features.split(todo.rows)]
 
@@ -107,35 +106,59 @@ class _Hired:
         """The features, with something said in rows that no token was found for (published)."""
         return features
 
+    @cached_property
+    def reading(self) -> Reading:
+        """What is read of the tower. Of a model that is served."""
+        settings, anatomy, family = self.hired.settings, self.hired.anatomy, self._family()
+        assert anatomy is not None, self.hired.why_not
+        lines = judges.lines(settings.judge, family, anatomy.patches)
+        weighs = lines is None and settings.policy != "pooled"
+        wanted, normed = self._feature_states(), self.reads_norm
+        return Reading(family, wanted, normed, lines, anatomy.patches, weighs)
 
-@MULTIMODAL_REGISTRY.register_processor(
-    processing.llava_processor,
-    info=processing.llava_info,
-    dummy_inputs=LlavaDummyInputsBuilder,
-)
-class HiredLlavaForConditionalGeneration(_Hired, LlavaForConditionalGeneration):
-    """LLaVA-1.5 (ShareGPT4V too) with a token budget."""
 
-    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | _WITHOUT_CORE
+class LlavaLike(Hired):
+    """LLaVA's families: pictures one by one, with their sizes where they have sub-images."""
+
+    def _family(self) -> type[TowerFamily]:
+        clip = support.family_of(self.config).prefix == 1
+        return towers.Clip if clip else towers.Siglip
+
+    def _feature_states(self) -> tuple[int, ...]:
+        layers = self.config.vision_config.num_hidden_layers
+        return hidden_state_numbers(layers, feature_layer_of(self.config))
+
+    def _some(self, kwargs: dict[str, Any], items: Sequence[int]) -> dict[str, Any]:
+        return {name: _some(values, items) for name, values in kwargs.items()}
+
+    def _pictures(self, kwargs: dict[str, Any]) -> list[Tensor]:
+        return [each if each.dim() == 4 else each[None] for each in kwargs[self.pixels]]
+
+    def _layouts(self, kwargs: dict[str, Any], _: Any) -> list[geometry.Layout]:
+        sizes, anatomy = kwargs.get("image_sizes"), self.hired.anatomy
+        if sizes is None:
+            return [anatomy.tiled()] * len(kwargs[self.pixels])
+        return [anatomy.layout(*size.tolist()) for size in sizes]
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    processing.HiredLlavaNextMultiModalProcessor,
-    info=processing.HiredLlavaNextProcessingInfo,
-    dummy_inputs=LlavaDummyInputsBuilder,
-)
-class HiredLlavaNextForConditionalGeneration(_Hired, LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT with a token budget."""
+class InternVlLike(Hired):
+    """InternVL's families: the partitions of all pictures in one tensor."""
 
-    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | _WITHOUT_CORE
+    def _feature_states(self) -> tuple[int, ...]:
+        tower, family = getattr(self, self.tower_name), self._family()
+        return (len(getattr(core(tower).encoder, family.layers_name)),)
 
-    def _filled(self, features: Tensor, indices: Tensor) -> Tensor:
-        """`image_newline` where the published policy leaves a row of zeros.
+    def _some(self, kwargs: dict[str, Any], items: Sequence[int]) -> dict[str, Any]:
+        pictures, counts = self._pictures(kwargs), kwargs["image_num_patches"]
+        pixels = torch.cat([pictures[item] for item in items])
+        return {**kwargs, self.pixels: pixels, "image_num_patches": _some(counts, items)}
 
-        vLLM attends to every placeholder, and this is the one that the language model was taught to
-        read as no part of a picture.
-        """
-        return torch.where((indices < 0)[:, None], self.image_newline.to(features), features)
+    def _pictures(self, kwargs: dict[str, Any]) -> list[Tensor]:
+        counts = torch.as_tensor(kwargs["image_num_patches"]).flatten().tolist()
+        return list(kwargs[self.pixels].split(counts))
+
+    def _layouts(self, _: Any, tiles: Any) -> list[geometry.Layout]:
+        return [self.hired.anatomy.tiled(*each.tolist()) for each in tiles]
 
 
 def _some(values: Any, items: Sequence[int]) -> Any:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from .. import geometry, ops
-from ..models import support
-from ..models.accounting import Anatomy, Plan, Settings, plan, refuse
+from ..models.accounting import Anatomy, Plan, Settings, plan_of, refuse
+from . import support
 
 REQUEST = "hired_budget"
-_RULES = ("alpha", "policy")
+_RULES = ("alpha", "policy", "judge")
 _OF_A_SERVER = ("budget", "max_budget", *_RULES)
 # vLLM's caches tell numbers apart by their bytes: beyond this an integer could pass for a share.
 _LARGEST = (1 << 31) - 1
@@ -44,7 +44,7 @@ class Options:
 
     @classmethod
     def of(cls, config: Any) -> Options:
-        """From the configuration of a LLaVA model, with the server's overrides in it.
+        """From the configuration of a model, with the server's overrides in it.
 
         Raises ValueError for options that do not exist, or that the model cannot be served with.
         """
@@ -52,11 +52,11 @@ class Options:
         if not isinstance(asked, Mapping) or not set(asked) <= set(_OF_A_SERVER):
             raise refuse("hired", f"a mapping of {', '.join(_OF_A_SERVER)}", repr(asked))
         budget, max_budget = asked.get("budget"), asked.get("max_budget")
-        if asked.get("policy", "exact") not in ("exact", "published"):
-            raise refuse("policy", "exact or published in vLLM", repr(asked["policy"]))
         settings = Settings(**{name: asked[name] for name in _RULES if name in asked})
-        why_not = _why_not(config)
-        anatomy = Anatomy.of(config) if why_not is None else None
+        why_not = support.why_not(config)
+        anatomy = support.anatomy_of(config) if why_not is None else None
+        if anatomy is not None:
+            support.check_settings(config, settings)
         options = cls(settings, anatomy, budget, max_budget, why_not)
         for each in (budget, max_budget):
             options.check(each)
@@ -101,8 +101,12 @@ class Options:
             expected = f"a budget of at most max_budget, {limit}, both shares or both integers"
             raise refuse("budget", expected, budget)
 
-    def admit(self, budget: Budget, sizes: Sequence[tuple[int, int]]) -> Plan | None:
-        """What a request's pictures of these (height, width) in pixels keep; None: the stock model.
+    def admit(
+        self, budget: Budget, pictures: Sequence[geometry.Layout], most: int | None = None
+    ) -> Plan | None:
+        """What a request's pictures keep that are cut up like this; None: the stock model.
+
+        `most` is what no picture may have more tokens than where there is no `max_budget`.
 
         Raises ValueError where there would be no token, or more than `max_budget` allows, or where
         the operator would refuse them.
@@ -111,16 +115,16 @@ class Options:
             if self.max_budget is not None:
                 raise refuse(REQUEST, f"at most max_budget, {self.max_budget}", "none")
             return None
-        todo = self.plan([budget] * len(sizes), sizes)
-        limits = todo.rows
+        todo = self.plan([budget] * len(pictures), pictures)
+        limits = [max(1, rows) if most is None else most for rows in todo.rows]
+        allowed = f"at most {most} tokens of a picture, the stock model's most, or a max_budget"
         if self.max_budget is not None:
-            limits = self.plan([self.max_budget] * len(sizes), sizes).rows
-        for rows, limit, (height, width) in zip(todo.rows, limits, sizes, strict=True):
+            limits = self.plan([self.max_budget] * len(pictures), pictures).rows
+            allowed = f"at most max_budget, {self.max_budget}"
+        for rows, limit, picture in zip(todo.rows, limits, pictures, strict=True):
             if not 0 < rows <= limit:
-                expected = "at least one token of each picture"
-                if rows > limit:
-                    expected = f"at most max_budget, {self.max_budget}"
-                got = f"{budget}, {rows} tokens of {height} x {width} pixels"
+                expected = allowed if rows > limit else "at least one token of each picture"
+                got = f"{budget}, {rows} tokens of {picture.height} x {picture.width} pixels"
                 raise refuse(REQUEST, expected, got)
         self._rehearse(todo)
         return todo
@@ -131,16 +135,16 @@ class Options:
         Raises ValueError as the operators do (the published policy cannot serve every grid), and
         unless the placeholders are as many as the tokens.
         """
-        P, T = sum(todo.partitions), self._anatomy().tokens
+        P, T = sum(todo.partitions), self._anatomy().patches ** 2
         features = torch.empty(P, T, 0, device="meta")
         rows = torch.empty(P, 1, T, device="meta")
         kept = ops.select(features, rows, rows, **todo.rules(self.settings))
         if kept.indices.shape[0] != sum(todo.rows):
             raise refuse(REQUEST, f"{kept.indices.shape[0]} placeholders", sum(todo.rows))
 
-    def plan(self, budgets: Sequence[float | int], sizes: Sequence[tuple[int, int]]) -> Plan:
-        """What pictures keep, with a budget and a (height, width) in pixels for each."""
-        return plan(self.settings, self._anatomy(), sizes, budgets)
+    def plan(self, budgets: Sequence[float | int], pictures: Sequence[geometry.Layout]) -> Plan:
+        """What pictures keep that are cut up like this, with a budget for each."""
+        return plan_of(self.settings, self._anatomy(), pictures, budgets)
 
 
 def check_names(processor_kwargs: Mapping[str, object]) -> None:
@@ -148,18 +152,3 @@ def check_names(processor_kwargs: Mapping[str, object]) -> None:
     for name in processor_kwargs:
         if name.startswith("hired") and name != REQUEST:
             raise refuse("mm_processor_kwargs", REQUEST, name)
-
-
-def _why_not(config: Any) -> str | None:
-    """Why HiRED cannot serve a model of this configuration, or None."""
-    tower = config.vision_config.model_type
-    if tower != "clip_vision_model":
-        return str(refuse("model", "a CLIP vision tower in vLLM", tower))
-    try:
-        support.check(config)
-    except ValueError as error:
-        return str(error)
-    strategy = support.strategy_of(config)
-    if strategy != "default":
-        return str(refuse("vision_feature_select_strategy", "default", strategy))
-    return None

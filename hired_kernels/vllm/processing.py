@@ -2,9 +2,13 @@
 """From a request's pictures and budget to its placeholders, in vLLM's front end.
 
 A picture travels to the workers with the token count its budget came to (`hired_budget`, -1 for
-none) beside its size, and its placeholders are counted from these two numbers: the worker keeps, by
-the same arithmetic, exactly as many tokens. What cannot be is refused here, where it ends one
-request, and not in the worker, where it would end the engine.
+none) beside what says how it was cut up, and its placeholders are counted from these: the worker
+keeps, by the same arithmetic, exactly as many tokens. What cannot be is refused here, where it ends
+one request, and not in the worker, where it would end the engine.
+
+`Info` and `Processor` stand before vLLM's own classes of a family (`families`). How pictures are
+cut up, and what is written for their tokens, is said by `SubImages` for LLaVA's families and by
+`Tiles` for InternVL's.
 """
 
 from __future__ import annotations
@@ -17,38 +21,29 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
-from vllm.model_executor.models.llava import (
-    BaseLlavaMultiModalProcessor,
-    BaseLlavaProcessingInfo,
-    LlavaDummyInputsBuilder,
-    LlavaMultiModalProcessor,
-    LlavaProcessingInfo,
-    PixtralHFMultiModalProcessor,
-    PixtralHFProcessingInfo,
-)
-from vllm.model_executor.models.llava_next import (
-    LlavaNextMultiModalProcessor,
-    LlavaNextProcessingInfo,
-)
+from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import (
-    BaseMultiModalProcessor,
-    InputProcessingContext,
     ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
+    PromptUpdateDetails,
+    cached_encode,
 )
 
+from .. import geometry
 from ..models.accounting import refuse
+from . import metrics
 from .options import REQUEST, Options
 
 STOCK = -1
+# (pictures, 2): rows and columns of tiles that each was cut into, 0 where it is one tile.
+TILES = "hired_tiles"
 
 
-class _Info:
-    """What both models' processing knows of the server's options."""
+class Info:
+    """What all models' processing knows of the server's options."""
 
     @cached_property
     def hired(self) -> Options:
@@ -66,66 +61,87 @@ class _Info:
         name = super().model_id
         return f"{name} hired={json.dumps(options, sort_keys=True)}" if options else name
 
-
-class HiredLlavaProcessingInfo(_Info, LlavaProcessingInfo):
-    """LLaVA-1.5's, with the server's options."""
-
-
-class HiredLlavaNextProcessingInfo(_Info, LlavaNextProcessingInfo):
-    """LLaVA-NeXT's, with the server's options."""
+    @cached_property
+    def hired_most(self) -> int | None:
+        """What no picture may have more tokens than where there is no `max_budget`; None: any may
+        have all of its own, as vLLM plans for as many."""
+        return None
 
 
-class _Processor(BaseLlavaMultiModalProcessor):
-    """A LLaVA processor that writes a placeholder for each token that is kept."""
+class Processor:
+    """A processor that writes a placeholder for each token that is kept.
+
+    pixels: how the worker knows the partitions of pictures.
+    """
+
+    pixels = "pixel_values"
+
+    def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> MultiModalInput:
+        prepared = super().apply(inputs, *args, **kwargs)
+        self._count(inputs, prepared)
+        return prepared
+
+    def _count(self, inputs: ProcessorInputs, prepared: MultiModalInput) -> None:
+        """Tell `metrics` what this request's pictures were spared."""
+        own = inputs.hf_processor_mm_kwargs
+        if "image" not in inputs.mm_data_items or self.info.hired.asked(own) is None:
+            return
+        pictures = inputs.mm_data_items["image"]
+        if not isinstance(pictures, ImageProcessorItems):
+            return
+        ranges, stock_kwargs = prepared["mm_placeholders"]["image"], _without_ours(own)
+        for item, placeholders in enumerate(ranges):
+            stock = self._stock_tokens(pictures.get_image_size(item), stock_kwargs)
+            metrics.count(placeholders.get_num_embeds(), stock)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
         """Inputs with the most tokens that a request may ask for."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
         return replace(inputs, hf_processor_mm_kwargs={REQUEST: self.info.hired.max_budget})
 
-    def _call_hf_processor(
-        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> MultiModalInput:
+        with metrics.rehearsed():
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+
+    def _apply_hf_processor_main(
+        self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
     ) -> MutableMapping[str, Any]:
         hired, budget = self.info.hired, self.info.hired.asked(hf_kwargs)
-        # vLLM asks for tensors where a request does not say otherwise.
-        ours = (REQUEST, "return_tensors")
-        stock_kwargs = {name: value for name, value in hf_kwargs.items() if name not in ours}
-        output = super()._call_hf_processor(hf_data, stock_kwargs)
-        if "pixel_values" in output and hired.anatomy is not None:
-            pictures, sizes = output["pixel_values"], self._sizes(output)
-            self._check(pictures, sizes)
-            todo = hired.admit(budget, sizes)
-            budgets = [STOCK] * len(pictures) if todo is None else todo.budgets
+        stock_kwargs = _without_ours(hf_kwargs)
+        output = super()._apply_hf_processor_main(mm_items, stock_kwargs)
+        if self.pixels in output and hired.anatomy is not None:
+            layouts = self._layouts(mm_items, stock_kwargs, output)
+            self._check(output, layouts, budget)
+            todo = hired.admit(budget, layouts, self.info.hired_most)
+            budgets = [STOCK] * len(layouts) if todo is None else todo.budgets
             output[REQUEST] = torch.tensor(budgets, dtype=torch.int64)
+            self._tell(output, layouts)
         return output
 
-    def _check(self, pictures: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> None:
+    def _check(
+        self,
+        output: MutableMapping[str, Any],
+        layouts: Sequence[geometry.Layout],
+        budget: float | int | None,
+    ) -> None:
         """Raise ValueError unless the worker will find the partitions that it expects.
 
         A request can ask for another preprocessing than the model's, and vLLM's own worker, too,
         would end with the engine over it.
         """
-        anatomy = self.info.hired.anatomy
-        tile = (3, anatomy.tile, anatomy.tile)
-        for picture, size in zip(pictures, sizes, strict=True):
-            *found, _, _, _ = shape = tuple(picture.shape)
-            partitions = anatomy.layout(*size).partitions
-            if math.prod(found) < partitions or shape[-3:] != tile:
-                expected = f"{partitions} partition(s) of shape {tile}"
-                raise refuse("pixel_values", expected, f"{math.prod(found)} of {shape[-3:]}")
-
-    def _sizes(self, output: MutableMapping[str, Any]) -> list[tuple[int, int]]:
-        """(height, width) in pixels of the pictures of a processor's output."""
-        tile = self.info.hired.anatomy.tile
-        if "image_sizes" not in output:
-            return [(tile, tile)] * len(output["pixel_values"])
-        return [tuple(size) for size in torch.as_tensor(output["image_sizes"]).tolist()]
+        side = self.info.hired.anatomy.tile
+        tile = (3, side, side)
+        for (found, shape), layout in zip(self._partitions(output), layouts, strict=True):
+            if shape != tile or not self._as_expected(found, layout.partitions, budget):
+                expected = f"{layout.partitions} partition(s) of shape {tile}"
+                raise refuse("pixel_values", expected, f"{found} of {shape}")
 
     def _get_mm_fields_config(
         self, hf_inputs: MutableMapping[str, Any], hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, REQUEST: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        fields = super()._get_mm_fields_config(hf_inputs, _without_ours(hf_processor_mm_kwargs))
+        ours = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        return {**fields, REQUEST: ours, TILES: ours}
 
     def _get_prompt_updates(
         self,
@@ -133,42 +149,115 @@ class _Processor(BaseLlavaMultiModalProcessor):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        given = mm_items, hf_processor_mm_kwargs, out_mm_kwargs
-        (stock,) = super()._get_prompt_updates(*given)
-        is_picture = "image" in mm_items and isinstance(mm_items["image"], ImageProcessorItems)
+        stock_kwargs = _without_ours(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, stock_kwargs, out_mm_kwargs)
+        if "image" not in mm_items or not isinstance(mm_items["image"], ImageProcessorItems):
+            return updates
 
-        def placeholders(item: int) -> list[int]:
-            data = out_mm_kwargs["image"][item].get_data() if is_picture else {}
-            budget = int(data.get(REQUEST, STOCK))
-            if budget == STOCK:
-                return stock.replacement(item)
-            size = data.get("image_sizes")
-            tile = self.info.hired.anatomy.tile
-            height, width = (tile, tile) if size is None else size.tolist()
-            return stock.target * self.info.hired.plan([budget], [(height, width)]).rows[0]
+        def counted(update: PromptUpdate) -> PromptUpdate:
+            def placeholders(item: int) -> Any:
+                data = out_mm_kwargs["image"][item].get_data()
+                budget = int(data.get(REQUEST, STOCK))
+                if budget == STOCK:
+                    return update.replacement(item)
+                todo = self.info.hired.plan([budget], [self._layout(data)])
+                return self._written(update, todo.rows[0], stock_kwargs)
 
-        return [PromptReplacement(modality="image", target=stock.target, replacement=placeholders)]
+            return PromptReplacement(
+                modality="image", target=update.target, replacement=placeholders
+            )
 
-
-class HiredLlavaMultiModalProcessor(_Processor, LlavaMultiModalProcessor):
-    """LLaVA-1.5's."""
-
-
-class HiredLlavaNextMultiModalProcessor(_Processor, LlavaNextMultiModalProcessor):
-    """LLaVA-NeXT's."""
+        return [counted(each) if each.modality == "image" else each for each in updates]
 
 
-def llava_info(ctx: InputProcessingContext) -> BaseLlavaProcessingInfo:
-    """As for vLLM's class, which also serves Pixtral's towers."""
-    if ctx.get_hf_config().vision_config.model_type == "pixtral":
-        return PixtralHFProcessingInfo(ctx)
-    return HiredLlavaProcessingInfo(ctx)
+class SubImages(Processor):
+    """LLaVA's families: a picture's size says how it is cut up, and each token is a placeholder."""
+
+    def _stock_tokens(self, size: Any, kwargs: Mapping[str, object]) -> int:
+        return self.info.get_num_image_tokens(image_width=size.width, image_height=size.height)
+
+    def _layouts(
+        self, mm_items: Any, kwargs: Any, output: MutableMapping[str, Any]
+    ) -> list[geometry.Layout]:
+        anatomy = self.info.hired.anatomy
+        sizes = output.get("image_sizes")
+        if sizes is None:
+            return [anatomy.tiled()] * len(output[self.pixels])
+        return [anatomy.layout(*size) for size in torch.as_tensor(sizes).tolist()]
+
+    def _layout(self, data: Mapping[str, Any]) -> geometry.Layout:
+        size, anatomy = data.get("image_sizes"), self.info.hired.anatomy
+        return anatomy.tiled() if size is None else anatomy.layout(*size.tolist())
+
+    def _tell(self, output: MutableMapping[str, Any], layouts: Sequence[geometry.Layout]) -> None:
+        """The worker has the sizes."""
+
+    def _partitions(self, output: MutableMapping[str, Any]) -> list[tuple[int, tuple[int, ...]]]:
+        shapes = [tuple(picture.shape) for picture in output[self.pixels]]
+        return [(math.prod(shape[:-3]), shape[-3:]) for shape in shapes]
+
+    @staticmethod
+    def _as_expected(found: int, expected: int, budget: float | int | None) -> bool:
+        return found >= expected  # maybe with padding up to another picture's
+
+    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> list[int]:
+        return update.target * count
 
 
-def llava_processor(
-    info: BaseLlavaProcessingInfo, dummy_inputs: LlavaDummyInputsBuilder, **more: Any
-) -> BaseMultiModalProcessor:
-    """As for vLLM's class, which also serves Pixtral's towers."""
-    if isinstance(info, PixtralHFProcessingInfo):
-        return PixtralHFMultiModalProcessor(info, dummy_inputs, **more)
-    return HiredLlavaMultiModalProcessor(info, dummy_inputs, **more)
+class Tiles(Processor):
+    """InternVL's families: tiles and the full image, in one tensor with those of other pictures;
+    their tokens stand between a start and an end."""
+
+    def _grid(self, height: int, width: int, count: int, processor: Any, kwargs: Any) -> Any:
+        """Rows and columns that vLLM cut a picture of `count` partitions into."""
+        raise NotImplementedError
+
+    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> PromptUpdateDetails:
+        """As vLLM writes it of other tokens."""
+        raise NotImplementedError
+
+    def _layouts(
+        self, mm_items: Any, kwargs: Any, output: MutableMapping[str, Any]
+    ) -> list[geometry.Layout]:
+        processor, layouts = self.info.get_hf_processor(**kwargs), []
+        for item, count in enumerate(output["image_num_patches"].tolist()):
+            size = mm_items["image"].get_image_size(item)
+            grid = (0, 0)
+            if count > 1:
+                grid = self._grid(size.height, size.width, count, processor, kwargs)
+            layout = self.info.hired.anatomy.tiled(*grid)
+            layouts.append(replace(layout, height=size.height, width=size.width))
+        return layouts
+
+    def _layout(self, data: Mapping[str, Any]) -> geometry.Layout:
+        return self.info.hired.anatomy.tiled(*data[TILES].tolist())
+
+    def _tell(self, output: MutableMapping[str, Any], layouts: Sequence[geometry.Layout]) -> None:
+        grids = [layout.grid for layout in layouts]
+        output[TILES] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 2)
+
+    def _partitions(self, output: MutableMapping[str, Any]) -> list[tuple[int, tuple[int, ...]]]:
+        shape = tuple(output[self.pixels].shape[1:])
+        return [(count, shape) for count in output["image_num_patches"].tolist()]
+
+    @staticmethod
+    def _as_expected(found: int, expected: int, budget: float | int | None) -> bool:
+        return found == expected or budget is None  # the stock model takes any number
+
+
+def written_between(tokenizer: Any, start: str, token: str, end: str, count: int) -> Any:
+    """`count` tokens between start and end, of which vLLM embeds the tokens alone."""
+    before, middle, after = (
+        cached_encode(tokenizer, each, add_special_tokens=False) for each in (start, token, end)
+    )
+    (token_id,) = middle
+    return PromptUpdateDetails.select_token_id([*before, *middle * count, *after], token_id)
+
+
+def _without_ours(kwargs: Mapping[str, object]) -> dict[str, object]:
+    """What vLLM's own code and transformers' is to be told of a request's options.
+
+    vLLM asks for tensors where a request does not say otherwise.
+    """
+    ours = (REQUEST, "return_tensors")
+    return {name: value for name, value in kwargs.items() if name not in ours}

@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import pytest
 import tiny
 
 # All but test_bench_vllm.py start vLLM.
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_[!b]*.py"]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A tiny model of a kind, made once."""
+    return cache(lambda kind: tiny.Model.make(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from vllm.model_executor.models.llava import PixtralHFProcessingInfo
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from hired_kernels import geometry, vllm
-from hired_kernels.vllm import processing
+from hired_kernels.vllm.families import llava as llava_family
 from hired_kernels.vllm.options import Options
 
 SIDE = TILE // 14
@@ -122,8 +122,9 @@ def test_preprocessing_that_the_worker_could_not_read(llava, llava_next):
     processor = processor_of(llava_next)
     for shape in ((2, 3, TILE, TILE), (5, 1, TILE, TILE), (5, 4, TILE, TILE), (5, 3, TILE, 9)):
         with pytest.raises(ValueError, match=r"expected 5 partition\(s\) of shape \(3, 84, 84\)"):
-            processor._check(torch.zeros(1, *shape), [(168, 168)])
-    processor._check(torch.zeros(1, 5, 3, TILE, TILE), [(168, 168)])
+            processor._check({"pixel_values": torch.zeros(1, *shape)}, [layout((168, 168))], 0.4)
+    whole = {"pixel_values": torch.zeros(1, 5, 3, TILE, TILE)}
+    processor._check(whole, [layout((168, 168))], 0.4)
 
 
 @pytest.mark.parametrize("kind", ["np", None])
@@ -187,13 +188,13 @@ def test_the_engine_makes_room_for_the_largest_request(llava_next, options, most
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"bugdet": 0.1}, "hired: a mapping of budget, max_budget, alpha, policy"),
+        ({"bugdet": 0.1}, "hired: a mapping of budget, max_budget, alpha, policy, judge"),
         ({"budget": 1.5}, "hired_budget: expected a float in"),
         ({"budget": 0}, "hired_budget: expected a float in"),
         ({"budget": 0.01}, "budget: expected at least one token of each picture, got 0.01"),
         ({"budget": 0.5, "max_budget": 0.2}, "budget: expected a budget of at most max_budget"),
         ({"budget": 400, "max_budget": 0.2}, "budget: expected a budget of at most max_budget"),
-        ({"budget": 0.1, "policy": "best"}, "policy: expected exact or published"),
+        ({"budget": 0.1, "policy": "best"}, "policy: expected exact, pooled or published"),
         ({"budget": 0.1, "alpha": 2}, "alpha: expected a number in"),
         ({"max_budget": 0.5}, "budget: expected a budget of at most max_budget, 0.5"),
         ({"budget": 0.5, "max_budget": "all"}, "hired_budget: expected a float in"),
@@ -221,19 +222,19 @@ def test_a_server_s_budget_among_the_processor_s_options_is_refused(llava_next):
 def test_pixtral_is_vllms_own(llava):
     """vLLM's LLaVA class serves it too, with another processor."""
     context = processor_of(llava).info.ctx
-    assert type(processing.llava_info(context)).__name__ == "HiredLlavaProcessingInfo"
+    assert type(llava_family.info_of(context)) is llava_family.Info
     context.model_config.hf_config.vision_config = PixtralVisionConfig()
-    info = processing.llava_info(context)
+    info = llava_family.info_of(context)
     assert type(info) is PixtralHFProcessingInfo
 
 
 def test_models_that_it_does_not_serve_stay_stock(llava_next):
     config = processor_of(llava_next).info.get_hf_config()
-    config.vision_config.model_type = "siglip_vision_model"
+    config.vision_config.model_type = "dinov2"
     options = Options.of(config)
     assert options.asked({}) is None
-    with pytest.raises(ValueError, match="a CLIP vision tower in vLLM"):
+    with pytest.raises(ValueError, match="a CLIP or SigLIP vision tower for LLaVA-NeXT"):
         options.asked({"hired_budget": 0.1})
     config.hired = {"budget": 0.1}
-    with pytest.raises(ValueError, match="a CLIP vision tower in vLLM"):
+    with pytest.raises(ValueError, match="a CLIP or SigLIP vision tower for LLaVA-NeXT"):
         Options.of(config)

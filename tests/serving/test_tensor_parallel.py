@@ -40,9 +40,10 @@ def _kept(worker):
 
     model = worker.model_runner.get_model()
     pixels = torch.randn(8, 3, 84, 84, generator=torch.Generator().manual_seed(0))
-    todo = model.hired.plan([60, 40], [(168, 168), (100, 200)])
+    layouts = [model.hired.anatomy.layout(*size) for size in ((168, 168), (100, 200))]
+    todo = model.hired.plan([60, 40], layouts)
     heads = model.vision_tower.vision_model.encoder.layers[0].self_attn.num_heads_per_partition
-    kept = keep(model.vision_tower, pixels, -2, todo, model.hired.settings)
+    kept = keep(model.vision_tower, pixels, model.reading, todo, model.hired.settings)
     return heads, kept.indices.tolist()
 
 

@@ -16,24 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import folders
 import llava_models
 
 import hired_kernels as hired
 
-WORDS = [*llava_models.WORDS, *(f"w{i}" for i in range(118))]
 NEW_TOKENS = 8
 # Where the best two logits are closer than this, rounding decides; those of the tiny models lie
 # some units apart.
 CLOSE = 1e-3
-CHAT_TEMPLATE = (
-    "<s>{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}"
-)
 
 
 @dataclass(frozen=True)
@@ -89,17 +83,11 @@ class Model:
 
     @classmethod
     def make(cls, kind: str, folder: Path, **changes: Any) -> Model:
-        # vLLM's attention on a CPU takes heads of 32 at the least.
-        model, processor = llava_models.make(kind, width=64, words=WORDS, **changes)
-        processor.chat_template = CHAT_TEMPLATE
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        # The one that vLLM finds, too: which backend resizes pictures shows in the third digit.
-        return cls(kind, folder, model, AutoProcessor.from_pretrained(folder))
+        return cls(kind, folder, *folders.save(kind, folder, **changes))
 
     @property
     def architecture(self) -> str:
-        return f"Hired{type(self.model).__name__}"
+        return folders.architecture(self.kind, self.model)
 
     def engine(self, **hired_options: Any) -> dict[str, Any]:
         """Arguments of `vllm.LLM` that serve it with the plugin."""
@@ -108,6 +96,7 @@ class Model:
             overrides["hired"] = hired_options
         return {
             "model": str(self.folder),
+            "trust_remote_code": (self.folder / "configuration_internvl_chat.py").exists(),
             "hf_overrides": overrides,
             "dtype": "float32",
             "enforce_eager": True,
@@ -123,9 +112,10 @@ class Model:
         hired.remove_hired(self.model, self.processor)
         if rules.get("budget") is not None:
             hired.apply_hired(self.model, self.processor, **rules)
+        token = getattr(self.processor, "image_token", "<image>")
         inputs = self.processor(
             images=request.pictures,
-            text=request.text,
+            text=request.text.replace("<image>", token),
             return_tensors="pt",
             add_special_tokens=False,
         )
