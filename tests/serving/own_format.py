@@ -51,7 +51,7 @@ def save(
         config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
         (folder / "configuration_internvl_chat.py").write_text(_CLASS)
     (folder / "config.json").write_text(json.dumps(config))
-    weights = _renamed(model.state_dict(), model.config.vision_config.num_hidden_layers)
+    weights = renamed(model.state_dict(), model.config.vision_config.num_hidden_layers)
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return model, processor
 
@@ -123,7 +123,7 @@ _NAMES = {
 }
 
 
-def _renamed(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+def renamed(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
     """A model's weights by the names of OpenGVLab's format, queries, keys and values together."""
     own = {}
     for name, weight in weights.items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family but LLaVA with CLIP, of which `test_tokens` has more: vLLM says what transformers says
-with `apply_hired`, and without a budget what it says itself."""
+"""Every family but LLaVA with CLIP, of which `test_tokens` has more: vLLM says what transformers
+says with `apply_hired`, and without a budget what it says itself."""
 
 from __future__ import annotations
 

@@ -1,61 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two ranks with half of the tower's heads each keep the same tokens, and those of one rank."""
+"""Two ranks keep the same tokens, and those of one: with half of the tower's heads each, or all."""
 
 from __future__ import annotations
 
+import copy
+
+import internvl_models
+import own_format
 import pytest
+import safetensors.torch
 import torch
 from llava_models import SIZES
 from test_tokens import assert_agree
 from tiny import Request, call, generate, started
+from transformers import InternVLVisionModel
 
-BUDGETS = (0.1, 0.5, 9)
+from hired_kernels.models.accounting import Anatomy, Settings, plan_of
+from hired_kernels.models.hired_tower import early_exit, full_images_first
+
+# Heads of the tower in each rank.
+HEADS = {"llava-next-llama": 1, "llava-onevision": 1, "internvl": 2, "internvl-own-26b": 1}
+BUDGETS = (0.2, 0.5, 9)
 REQUESTS = [Request((size,), budget) for size in SIZES for budget in (None, *BUDGETS)]
 REQUESTS += [Request(tuple(SIZES[:3]), 0.3, seed=5)]
 # What two processes on one machine need; functions are sent to the workers.
 TWO_RANKS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
+# Of two pictures: partitions, and the budgets that they keep.
+PARTITIONS, TOKENS = 8, [30, 20]
 
 
-@pytest.fixture(scope="module")
-def asked(llava_next):
-    """Answers, and the indices that each rank keeps, on one rank and on two."""
-    engine = llava_next.engine()
-    one = call(_ask, engine, environment={"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})
-    two = call(_ask, {**engine, "tensor_parallel_size": 2}, environment=TWO_RANKS)
-    return one, two
+def pixels_of(anatomy):
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(PARTITIONS, 3, anatomy.tile, anatomy.tile, generator=draw)
 
 
-def _ask(engine):
-    with started(engine) as llm:
-        return generate(llm, REQUESTS), llm.collective_rpc(_kept)
+def layouts_of(anatomy):
+    """Four sub-images and two."""
+    if anatomy.tiles is not None:
+        return [anatomy.tiled(2, 2), anatomy.tiled(1, 2)]
+    side = anatomy.tile
+    return [anatomy.layout(2 * side, 2 * side), anatomy.layout(side + 16, 2 * side + 32)]
+
+
+def _ask(engine, weights=None):
+    with started({**engine, "tensor_parallel_size": 2}) as llm:
+        kept = llm.collective_rpc(_kept)
+        if weights is not None:
+            kept = kept, llm.collective_rpc(_kept_beside_a_dummy_head, args=(weights,))
+        return generate(llm, REQUESTS), kept
 
 
 def _kept(worker):
-    """What a rank keeps of random partitions of two pictures: rank count, indices, heads."""
+    """What a rank keeps of random partitions of two pictures: its heads, indices."""
+    from hired_kernels.vllm.tower import _heads, keep
+
+    model = worker.model_runner.get_model()
+    tower, anatomy = getattr(model, model.tower_name), model.hired.anatomy
+    todo = model.hired.plan(TOKENS, layouts_of(anatomy))
+    kept = keep(tower, pixels_of(anatomy), model.reading, todo, model.hired.settings)
+    inside = getattr(tower, "vision_model", tower)
+    family = model.reading.family
+    hidden = family.begin(inside, pixels_of(anatomy)[:1])
+    query, *_ = _heads(model.reading, getattr(inside.encoder, family.layers_name)[0], hidden)
+    return query.shape[2], kept.indices.tolist()
+
+
+def kept_in_transformers(tower, anatomy):
+    todo = plan_of(Settings(), anatomy, layouts_of(anatomy), TOKENS)
+    pixels = full_images_first(pixels_of(anatomy), todo)
+    layer = -1 if anatomy.tiles is not None or anatomy.tile == 90 else -2
+    with torch.inference_mode():
+        kept = early_exit(copy.deepcopy(tower), pixels, layer, todo, Settings())
+    return kept.indices.tolist()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_two_ranks_keep_the_tokens_of_one(made, kind, tmp_path):
+    model, weights, narrow = made(kind), None, None
+    if kind == "internvl-own-26b":
+        narrow, weights = save_with_a_dummy_head(model.model.config.vision_config, tmp_path)
+    answers, kept = call(_ask, model.engine(), weights, environment=TWO_RANKS)
+    if narrow is not None:
+        kept, padded = kept
+        assert [heads for heads, _ in padded] == [2, 2]
+        expected = kept_in_transformers(narrow, Anatomy.of(model.model.config))
+        assert padded[0][1] == padded[1][1] == expected
+    expected = kept_in_transformers(model.model.model.vision_tower, Anatomy.of(model.model.config))
+    assert len(expected) == sum(TOKENS)
+    assert kept == [(HEADS[kind], expected)] * 2
+    assert_agree(REQUESTS, answers, [model.ask(each, budget=each.budget) for each in REQUESTS])
+
+
+def save_with_a_dummy_head(config, folder):
+    """A tower of three heads, and the file with its weights and those of a fourth that stands for
+    nothing: as NVLM has them, to split heads over ranks that they do not divide by."""
+    config = copy.deepcopy(config)
+    config.hidden_size, config.num_attention_heads = 48, 3
+    torch.manual_seed(3)
+    tower = internvl_models.spread(InternVLVisionModel(config).eval())
+    names = {f"model.vision_tower.{name}": each for name, each in tower.state_dict().items()}
+    padded = {}
+    for name, weight in own_format.renamed(names, config.num_hidden_layers).items():
+        short = name.removeprefix("vision_model.")
+        if ".attn.qkv." in name:
+            noise = torch.randn(3, 16, *weight.shape[1:])
+            weight = torch.cat([weight.unflatten(0, (3, 48)), noise], 1).flatten(0, 1)
+        elif ".attn.proj.weight" in name:
+            weight = torch.nn.functional.pad(weight, (0, 16))
+        elif "_norm.weight" in name:
+            weight = torch.nn.functional.pad(weight, (0, 16), value=1.0)
+        padded[short] = weight.contiguous()
+    safetensors.torch.save_file(padded, folder / "padded.safetensors")
+    return tower, str(folder / "padded.safetensors")
+
+
+def _kept_beside_a_dummy_head(worker, file):
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.intern_vit import InternVisionModel
+
+    from hired_kernels.models import judges
+    from hired_kernels.models.vision_tower import Reading
+    from hired_kernels.vllm import towers
     from hired_kernels.vllm.tower import keep
 
     model = worker.model_runner.get_model()
-    pixels = torch.randn(8, 3, 84, 84, generator=torch.Generator().manual_seed(0))
-    layouts = [model.hired.anatomy.layout(*size) for size in ((168, 168), (100, 200))]
-    todo = model.hired.plan([60, 40], layouts)
-    heads = model.vision_tower.vision_model.encoder.layers[0].self_attn.num_heads_per_partition
-    kept = keep(model.vision_tower, pixels, model.reading, todo, model.hired.settings)
-    return heads, kept.indices.tolist()
-
-
-def test_token_ids_are_those_of_one_rank(asked, llava_next):
-    (one, _), (two, _) = asked
-    assert_agree(REQUESTS, two, [llava_next.ask(each, budget=each.budget) for each in REQUESTS])
-    assert_agree(REQUESTS, one, [llava_next.ask(each, budget=each.budget) for each in REQUESTS])
-
-
-def test_all_ranks_keep_the_same_tokens(asked):
-    (_, one), (_, two) = asked
-    assert [heads for heads, _ in one] == [2]
-    assert [heads for heads, _ in two] == [1, 1]
-    assert two[0][1] == two[1][1] == one[0][1]
-    assert len(one[0][1]) == 100
+    config, anatomy = copy.deepcopy(model.config.vision_config), model.hired.anatomy
+    config.hidden_size, config.num_attention_heads = 48, 3
+    with set_current_vllm_config(worker.vllm_config):
+        tower = InternVisionModel(config, num_dummy_heads=1)
+    loaded = tower.load_weights(safetensors.torch.load_file(file).items())
+    assert loaded == {name for name, _ in tower.named_parameters()}
+    for module in tower.modules():
+        if hasattr(module, "quant_method"):
+            module.quant_method.process_weights_after_loading(module)
+    lines = judges.lines("auto", towers.InternVit, anatomy.patches)
+    wanted = (config.num_hidden_layers,)
+    reading = Reading(towers.InternVit, wanted, False, lines, anatomy.patches, False)
+    todo = model.hired.plan(TOKENS, layouts_of(anatomy))
+    kept = keep(tower, pixels_of(anatomy), reading, todo, model.hired.settings)
+    return tower.encoder.layers[0].attn.num_heads_per_partition, kept.indices.tolist()
