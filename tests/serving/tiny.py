@@ -112,17 +112,21 @@ class Model:
         hired.remove_hired(self.model, self.processor)
         if rules.get("budget") is not None:
             hired.apply_hired(self.model, self.processor, **rules)
-        token = getattr(self.processor, "image_token", "<image>")
-        inputs = self.processor(
-            images=request.pictures,
-            text=request.text.replace("<image>", token),
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
+        inputs = self.inputs(request)
         try:
             return self.generate(inputs["input_ids"].shape[1], **inputs)
         finally:
             hired.remove_hired(self.model, self.processor)
+
+    def inputs(self, request: Request) -> Any:
+        """What transformers' processor makes of a request."""
+        token = getattr(self.processor, "image_token", "<image>")
+        return self.processor(
+            images=request.pictures or None,
+            text=request.text.replace("<image>", token),
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
 
     @torch.inference_mode()
     def generate(self, prompt: int, **inputs: Any) -> Answer:
@@ -184,7 +188,7 @@ def started(engine: dict[str, Any]) -> Iterator[Any]:
         llm.llm_engine.engine_core.shutdown()
 
 
-def generate(llm: Any, requests: Sequence[Request]) -> list[Answer]:
+def generate(llm: Any, requests: Sequence[Request], **options: Any) -> list[Answer]:
     """Greedy tokens for all requests at once."""
     from vllm import SamplingParams
 
@@ -197,7 +201,7 @@ def generate(llm: Any, requests: Sequence[Request]) -> list[Answer]:
         for request in requests
     ]
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    outputs = llm.generate(prompts, greedy, use_tqdm=False)
+    outputs = llm.generate(prompts, greedy, use_tqdm=False, **options)
     return [
         Answer(len(output.prompt_token_ids), list(output.outputs[0].token_ids))
         for output in outputs

@@ -12,7 +12,7 @@ from ..stock import (
     QianfanOCRForConditionalGeneration,
     QianfanOCRProcessingInfo,
 )
-from .internvl import OwnFormat, OwnTiles
+from .own_format import OwnFormat, OwnTiles
 
 
 class Info(processing.Info, QianfanOCRProcessingInfo):

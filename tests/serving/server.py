@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server of a tiny model, and what clients ask it: PNGs, budgets, and what cannot be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llava_models import SIZES, picture
+from tiny import NEW_TOKENS, Answer, Model, Request, png_url
+
+BUDGET = 0.3  # the server's
+TRUNCATED = png_url(picture((168, 168)))[:300]
+BROKEN = [
+    f"data:image/png;base64,{base64.b64encode(b'no picture').decode()}",
+    TRUNCATED[: len("data:image/png;base64,") + 4 * (len(TRUNCATED) // 4 - 6)],
+    "data:image/png;base64,%%%",
+]
+BAD_BUDGETS = [2.0, 0.0, float("nan"), -1, 0, 2**31, 10**30, True, "0.1", [0.1], {"a": 1}, 1e-3]
+
+
+@contextmanager
+def serving(model: Model, log: Path, *options: str) -> Iterator[str]:
+    """The address of a server with a budget, that lets requests have others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = model.engine(budget=BUDGET)
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", engine["model"], "--served-model-name", "tiny"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--hf-overrides", json.dumps(engine["hf_overrides"])),
+        *("--limit-mm-per-prompt", json.dumps(engine["limit_mm_per_prompt"])),
+        *("--dtype", engine["dtype"], "--max-model-len", str(engine["max_model_len"])),
+        *("--kv-cache-memory-bytes", str(engine["kv_cache_memory_bytes"])),
+        *("--enforce-eager", "--trust-request-mm-kwargs", "--block-size", "32"),
+        *("--chat-template-content-format", "openai"),
+        *(["--trust-remote-code"] if engine["trust_remote_code"] else []),
+        *options,
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(process, address, log)
+        yield address
+        assert process.poll() is None, log.read_text()[-3000:]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def _wait_for(process: subprocess.Popen, address: str, log: Path) -> None:
+    for _ in range(360):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def post(
+    address: str, urls: Sequence[str], processor_kwargs: dict[str, Any]
+) -> Answer | tuple[int, str]:
+    """An answer, or the code and message of an error."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    body = {
+        "model": "tiny",
+        "messages": [
+            {"role": "user", "content": [*parts, {"type": "text", "text": "what is this"}]}
+        ],
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "mm_processor_kwargs": processor_kwargs,
+    }
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=300) as response:
+            output = json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())["error"]["message"]
+    return Answer(output["usage"]["prompt_tokens"], output["choices"][0]["token_ids"])
+
+
+def ask(address: str, request: Request) -> Answer | tuple[int, str]:
+    return post(address, [png_url(each) for each in request.pictures], request.processor_kwargs)
+
+
+def expected_of(model: Model, request: Request) -> Answer:
+    return model.ask(request, budget=BUDGET if request.budget == "server" else request.budget)
+
+
+def metrics(address: str) -> dict[str, float]:
+    """Of the server, by name: sums over what labels tell apart, replicas among it."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    sums: dict[str, float] = {}
+    for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#")):
+        name = name.partition("{")[0]
+        sums[name] = sums.get(name, 0) + float(value)
+    return sums
+
+
+def two_hundred_at_once(address: str, model: Model) -> None:
+    """Sizes and budgets mixed, several pictures and none, every fifth of them broken: to each its
+    own, and the engine lives. The same requests come again and find their prefixes in the cache."""
+    draw = random.Random(0)
+    budgets = ["server", 0.2, 0.5, 9, None]
+    sizes = [(size,) for size in SIZES] * 4 + [tuple(SIZES[:3]), (SIZES[4], SIZES[0]), ()]
+    good = [Request(draw.choice(sizes), draw.choice(budgets), seed) for seed in range(36)]
+    good += [Request(each, "server") for each in sizes[-3:]]
+    expected = [expected_of(model, request) for request in good]
+    jobs: list[tuple[int | None, list[str], dict[str, Any]]] = []
+    for number in range(200):
+        if number % 10 == 4:
+            urls = [png_url(picture((168, 168))), BROKEN[number // 10 % len(BROKEN)]]
+            jobs.append((None, urls[number // 10 % 2 :], {"hired_budget": 0.2}))
+        elif number % 10 == 9:
+            bad = BAD_BUDGETS[number // 10 % len(BAD_BUDGETS)]
+            jobs.append((None, [png_url(picture((168, 168)))], {"hired_budget": bad}))
+        else:
+            which = draw.randrange(len(good)) if number < 180 else len(good) - 1 - number % 3
+            urls = [png_url(each) for each in good[which].pictures]
+            jobs.append((which, urls, good[which].processor_kwargs))
+    draw.shuffle(jobs)
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(lambda job: post(address, *job[1:]), jobs))
+    for (which, _, kwargs), answer in zip(jobs, answers, strict=True):
+        if which is None:
+            assert answer[0] == 400, (kwargs, answer)
+        else:
+            assert isinstance(answer, Answer), (good[which], answer)
+            assert expected[which].agrees(answer), (good[which], expected[which], answer)
+    request = Request(((168, 168),), 0.2)
+    assert expected_of(model, request).agrees(ask(address, request))
+    counted = metrics(address)
+    assert counted["vllm:prefix_cache_hits_total"] > 0
+    assert counted["hired_visual_tokens_spared_total"] > counted["hired_pictures_total"] > 100
