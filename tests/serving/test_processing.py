@@ -27,7 +27,8 @@ def _registered():
 
 def processor_of(served, **hired_options):
     engine = served.engine(**hired_options)
-    names = ("model", "hf_overrides", "dtype", "max_model_len", "limit_mm_per_prompt")
+    names = ("model", "hf_overrides", "dtype", "max_model_len", "limit_mm_per_prompt",
+             "trust_remote_code")  # fmt: skip
     config = ModelConfig(**{name: engine[name] for name in names})
     return MULTIMODAL_REGISTRY.create_processor(config)
 

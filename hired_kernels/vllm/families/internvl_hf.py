@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import ImageSize
 from vllm.multimodal.processing import PromptUpdate
 
 from ... import geometry
@@ -22,6 +23,16 @@ from ..stock import (
 
 class Info(processing.Info, InternS1ProcessingInfo):
     """InternVL's, with the server's options."""
+
+    def get_image_size_with_most_features(self) -> ImageSize:
+        """Of the most tiles that a picture is cut into.
+
+        vLLM asks the image processor for it, which by the released checkpoints cuts nothing: it is
+        the processor around it that has it cut.
+        """
+        tile = self.get_hf_config().vision_config.image_size[0]
+        most = self.get_hf_processor().image_processor.max_patches
+        return ImageSize(width=tile, height=most * tile)
 
 
 class Processor(processing.Tiles, InternS1MultiModalProcessor):
