@@ -11,6 +11,7 @@ import pytest
 from llava_models import picture
 from test_processing import SERVER, placeholders, processed, processor_of
 from tiny import Request
+from vllm.config import ModelConfig
 
 import hired_kernels as hired
 from hired_kernels import vllm
@@ -147,6 +148,14 @@ def test_models_that_are_not_served_stay_stock(made, kind, changes, expected):
     assert options.asked({}) is None
     with pytest.raises(ValueError, match=expected):
         options.asked({"hired_budget": 0.1})
+
+
+def test_the_encoder_s_data_parallel_mode_falls_back_to_split_weights(made):
+    engine = made("internvl-own").engine(budget=0.5)
+    names = ("model", "hf_overrides", "trust_remote_code")
+    options = {name: engine[name] for name in names}
+    config = ModelConfig(**options, mm_encoder_tp_mode="data")
+    assert config.get_multimodal_config().mm_encoder_tp_mode == "weights"
 
 
 def test_graphs_of_the_encoder_are_refused():
