@@ -31,10 +31,10 @@ from hired_kernels.models.towers import family_of
 
 from ..shared import command, report
 from ..shared.command import require
+from ..shared.families import FAMILIES
 from ..shared.llava_next import IMAGE_TOKEN, SIZES, TEXT_TOKENS
 from . import contenders, flops, roofline
 from .contenders import Job
-from .families import FAMILIES
 
 
 def check(model: nn.Module, job: Job) -> None:
@@ -66,7 +66,7 @@ def check(model: nn.Module, job: Job) -> None:
     kept = hired_tower.early_exit(model.model.vision_tower, pixels, -2, todo, settings)
     counts = [int((rows >= 0).sum()) for rows in kept.indices.split(todo.rows)]
     # Head sums rounded to half may move a patch from one sub-image to another.
-    slack = 0 if logits.dtype == torch.float32 else 0.01 * job.family.layout(model).valid
+    slack = 0 if logits.dtype == torch.float32 else 0.01 * job.family.layout(model.config).valid
     near = all(abs(a - b) <= slack for a, b in zip(lengths, counts, strict=True))
     require(near, f"published: keeps {lengths}, the operators {counts}")
 
@@ -166,13 +166,13 @@ def _ideal(
     config, B, todo = model.config.vision_config, len(job.pixels), job.plan(model)
     P, K = sum(todo.partitions), sum(todo.rows)
     early = {"feature_layer": support.feature_layer_of(model.config), "todo": todo}
-    length = TEXT_TOKENS + (job.family.stock_tokens(model) if name == "stock" else K // B)
+    length = TEXT_TOKENS + (job.family.stock_tokens(model.config) if name == "stock" else K // B)
     first, last = roofline.ideal(
         model,
         best,
         B=B,
         tower_flops=flops.tower(config, P, **(early if name == "hired" else {})),
-        projected=K if name == "hired" else B * job.family.layout(model).valid,
+        projected=K if name == "hired" else B * job.family.layout(model.config).valid,
         length=length,
         new=options.new,
     )
@@ -281,8 +281,7 @@ def main() -> None:
     environment = report.environment(options.device)
     environment["transformers"] = report.version("transformers")
     family, size = FAMILIES[options.family], SIZES[options.size]
-    named = () if family.name == "llava-next" else (family.name,)
-    path = options.out or report.default_path(environment, "model", *named, options.size)
+    path = options.out or report.default_path(environment, "model", *family.named, options.size)
     model = family.make(options.size, options.device, tower_only=options.towers_only)
     best = roofline.peak(options.device, model.dtype, options.wait)
     towers = tower_rows(model, options)
@@ -294,7 +293,7 @@ def main() -> None:
     method = {
         "family": family.name, "size": size.name, "dtype": str(model.dtype),
         "runs": options.runs, "new": options.new, "picture": list(family.picture),
-        "tokens": family.stock_tokens(model), "text_tokens": TEXT_TOKENS,
+        "tokens": family.stock_tokens(model.config), "text_tokens": TEXT_TOKENS,
         "weights_mib": weights / 2**20, "peak": vars(best),
     }  # fmt: skip
     report.write_json(

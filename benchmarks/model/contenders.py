@@ -24,8 +24,8 @@ from hired_kernels import published
 from hired_kernels.models import vision_tower
 from hired_kernels.models.accounting import Anatomy, Plan, Settings, plan
 
+from ..shared.families import Family
 from ..shared.llava_next import FIRST_WORD, GRID, IMAGE_TOKEN, SIDE_PIXELS, TEXT_TOKENS
-from .families import Family
 
 
 class Begun(NamedTuple):
@@ -66,7 +66,7 @@ class Job:
 
 def stock(model: nn.Module, job: Job) -> Contender:
     """transformers as it is: all tokens and newlines."""
-    ids = job.prompt(job.family.stock_tokens(model))
+    ids = job.prompt(job.family.stock_tokens(model.config))
     given = job.family.arguments(model, job.pixels, switched=False)
     return lambda: _begin(model, input_ids=ids, **given)
 

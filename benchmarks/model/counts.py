@@ -12,10 +12,10 @@ import torch
 
 from hired_kernels.models import support
 
+from ..shared.families import FAMILIES, Family
 from ..shared.llava_next import TEXT_TOKENS
 from . import flops
 from .contenders import Job
-from .families import FAMILIES, Family
 
 BUDGETS = (1.0, 0.4, 0.2, 0.1)
 
@@ -24,8 +24,8 @@ def rows(family: Family) -> list[str]:
     """Lines of the table: the stock model, and each budget."""
     with torch.device("meta"):
         model = family.make("7b", "meta")
-    vision, layout = model.config.vision_config, family.layout(model)
-    layer, tokens = support.feature_layer_of(model.config), family.stock_tokens(model)
+    vision, layout = model.config.vision_config, family.layout(model.config)
+    layer, tokens = support.feature_layer_of(model.config), family.stock_tokens(model.config)
     stock = _operations(model, flops.tower(vision, layout.partitions), layout.valid, tokens)
     lines = [_line(family.full, "stock", tokens, stock, stock)]
     for share in BUDGETS:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..shared.families import Family
 from . import served
 
 # vLLM's settings, the same for all contenders. No cache answers: all pictures differ, and whatever
@@ -54,20 +55,35 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
-PLUGIN = "HiredLlavaNextForConditionalGeneration"
+
+
+def settings(family: str, device: str) -> dict[str, Any]:
+    """vLLM's, of a family: no videos, and twice the room for LLaVA-OneVision's large pictures."""
+    chosen = dict(SETTINGS[device])
+    if family != "llava-next":
+        chosen["limit_mm_per_prompt"] = {"image": 1, "video": 0}
+    if family == "llava-onevision":
+        for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"):
+            if name in chosen:
+                chosen[name] *= 2
+    return chosen
 
 
 @dataclass(frozen=True)
 class Load:
-    """C clients; the clock runs over `count` requests, after as many as there are clients."""
+    """C clients; the clock runs over `count` requests, after as many as there are clients.
+
+    A picture has height x width pixels. temperature: 0 for the likeliest tokens.
+    """
 
     budget: float | None
     clients: int
     count: int
     new: int
     prompt: str
-    side: int
+    picture: tuple[int, int]
     seed: int
+    temperature: float = 0.0
 
 
 class Answer(NamedTuple):
@@ -83,12 +99,13 @@ class Answer(NamedTuple):
 class Engine:
     """A process with an engine in it; `wait` for it before the first load."""
 
-    def __init__(self, folder: Path, name: str, device: str) -> None:
+    def __init__(self, folder: Path, name: str, family: Family, device: str) -> None:
         os.environ.update(ENVIRONMENT)
         self.log = folder / f"{name}.log"
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        arguments = (other, folder, name == "plugin", device, self.log)
+        plugin = f"Hired{family.architecture}" if name == "plugin" else None
+        arguments = (other, folder, plugin, settings(family.name, device), self.log)
         self.process = context.Process(target=_serve, args=arguments)
         self.process.start()
         other.close()
@@ -119,15 +136,19 @@ class Engine:
             raise SystemExit("\n".join([*last, "an engine ended: its last words"])) from None
 
 
-def _serve(connection: Connection, folder: Path, plugin: bool, device: str, log: Path) -> None:
+def _serve(
+    connection: Connection, folder: Path, plugin: str | None, chosen: dict[str, Any], log: Path
+) -> None:
     os.chdir(folder)  # vLLM runs `python -m vllm...`: not where a folder has that name, as here
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    asyncio.run(_serve_engine(connection, folder, plugin, device))
+    asyncio.run(_serve_engine(connection, folder, plugin, chosen))
 
 
-async def _serve_engine(connection: Connection, folder: Path, plugin: bool, device: str) -> None:
+async def _serve_engine(
+    connection: Connection, folder: Path, plugin: str | None, chosen: dict[str, Any]
+) -> None:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase
@@ -153,9 +174,9 @@ async def _serve_engine(connection: Connection, folder: Path, plugin: bool, devi
         model=str(folder),
         load_format=worker.LOAD_FORMAT,
         worker_extension_cls=f"{worker.__name__}.Marks",
-        hf_overrides={"architectures": [PLUGIN]} if plugin else {},
+        hf_overrides={"architectures": [plugin]} if plugin else {},
         disable_log_stats=True,
-        **SETTINGS[device],
+        **chosen,
     )
     engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[Blocks])
     try:
@@ -203,14 +224,15 @@ async def _load(
     from vllm.sampling_params import RequestOutputKind
 
     sampling = SamplingParams(
-        temperature=0,
+        temperature=load.temperature,
+        seed=load.seed,
         max_tokens=load.new,
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
     last = load.clients + load.count
-    pictures = [served.picture(load.side, load.seed + i) for i in range(last + load.clients)]
+    pictures = [served.picture(load.picture, load.seed + i) for i in range(last + load.clients)]
 
     async def request() -> Answer:
         name = f"{load.seed}-{len(pictures)}"

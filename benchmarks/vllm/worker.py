@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from vllm.config import ModelConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
@@ -28,7 +28,7 @@ LOAD_FORMAT = "random"
 
 @register_model_loader(LOAD_FORMAT)
 class RandomLoader(DummyModelLoader):
-    """Seeded normal weights that keep activations' scale.
+    """Seeded normal weights that keep activations' scale; scales of norms and of layers are 1.
 
     vLLM's own dummy weights are all but zero, norms included, and attention with them uniform.
     """
@@ -38,11 +38,17 @@ class RandomLoader(DummyModelLoader):
         for seed, (name, weight) in enumerate(model.named_parameters()):
             generator = torch.Generator(weight.device).manual_seed(seed)
             if weight.dim() > 1:
-                weight.normal_(std=weight[0].numel() ** -0.5, generator=generator)
-            elif "norm" in name:
-                weight.fill_(float(name.endswith("weight")))
+                weight.normal_(std=_fan_in(weight) ** -0.5, generator=generator)
+            elif "norm" in name or "lambda" in name:
+                weight.fill_(float(not name.endswith("bias")))
             else:
                 weight.normal_(std=0.02, generator=generator)
+
+
+def _fan_in(weight: Tensor) -> int:
+    """Numbers of a row or of an output channel; InternViT has tables of (1, rows, width)."""
+    table = weight[0] if weight.dim() == 3 and len(weight) == 1 else weight
+    return table[0].numel()
 
 
 class Marks:
@@ -78,7 +84,12 @@ def _marked(function: Callable[..., Any], marks: list[tuple[int, Any, Any]]) -> 
         on_gpu = torch.cuda.is_available()
         begin = mark(on_gpu)
         result = function(*args, **kwargs)
-        marks.append((len(kwargs.get("pixel_values", ())), begin, mark(on_gpu)))
+        marks.append((_pictures(kwargs), begin, mark(on_gpu)))
         return result
 
     return call
+
+
+def _pictures(given: dict[str, Any]) -> int:
+    """How many a step has; InternVL's pixels are the tiles of all of them."""
+    return len(given.get("image_num_patches", given.get("pixel_values", ())))

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.model import bench, counts, flops
 from benchmarks.model.contenders import Job
-from benchmarks.model.families import FAMILIES
+from benchmarks.shared.families import FAMILIES
 from hired_kernels.models import hired_tower, support
 from hired_kernels.models.accounting import Settings
 
@@ -26,7 +26,7 @@ def _one_thread(one_thread):
 def test_contenders_agree_and_operations_are_counted(name):
     family = FAMILIES[name]
     model = family.make("tiny", "cpu")
-    assert family.stock_tokens(model) == COUNTS[name]
+    assert family.stock_tokens(model.config) == COUNTS[name]
     job = Job.draw(family, model, 1, 0.2)
     bench.check(model, job)
     tower, pixels = model.model.vision_tower, job.pixels.flatten(0, 1)

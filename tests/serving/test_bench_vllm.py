@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure parts of benchmarks/vllm/: whose turn it is, its statistics, its tables."""
+"""The pure parts of benchmarks/vllm/: requests, whose turn it is, its statistics, its tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+import transformers
 
-from benchmarks.vllm import tables
+from benchmarks.shared.families import FAMILIES
+from benchmarks.shared.llava_next import IMAGE_TOKEN
+from benchmarks.vllm import engine, served, tables
 from benchmarks.vllm.bench import Bench
 
 BUDGETS = [1.0, 0.4, 0.2, 0.1]
+# Tokens of a prompt, of the stock model and by budget.
+PROMPTS = {
+    "llava-next": (2968, 2920, 1192, 616, 328),
+    "llava-onevision": (5197, 5143, 2081, 1060, 550),
+    "internvl": (1834, 1834, 758, 400, 221),
+}
 
 
 class Answer(NamedTuple):
@@ -97,7 +107,7 @@ def test_tables_have_every_case() -> None:
 @pytest.mark.parametrize("apart", [False, True], ids=["side by side", "one at a time"])
 def test_a_round_has_every_case_once_and_changes_engines_seldom(apart: bool) -> None:
     options = argparse.Namespace(apart=apart, budgets=BUDGETS, concurrent=[1, 8])
-    bench = Bench(Path(), None, options)
+    bench = Bench(Path(), FAMILIES["llava-next"], None, options)
     places = Counter()
     for turn in range(5):
         order = bench._order(turn)
@@ -108,3 +118,66 @@ def test_a_round_has_every_case_once_and_changes_engines_seldom(apart: bool) -> 
             assert sum(a != b for a, b in itertools.pairwise(engines)) == 1
     if not apart:
         assert places == Counter(range(5))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_have_the_tokens_of_their_family_and_fit(name: str) -> None:
+    family = FAMILIES[name]
+    config = family.configure("tiny", "tiny")
+    found = tuple(served.prompt_tokens(family, config, budget) for budget in (None, *BUDGETS))
+    assert found == PROMPTS[name]
+    for device in engine.SETTINGS:
+        chosen = engine.settings(name, device)
+        assert chosen["max_model_len"] >= found[0] + 64
+        assert chosen["max_num_batched_tokens"] >= found[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_folder_has_the_familys_processor(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")  # by which saved processors are loaded
+    family = FAMILIES[name]
+    config = served.save(family, "tiny", tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    picture = served.picture(family.picture, seed=0)
+    assert picture.size == family.picture[::-1]
+    inputs = processor(text=served.prompt(), images=picture, return_tensors="pt")
+    ids = inputs["input_ids"]
+    assert ids.shape[1] == served.prompt_tokens(family, config, None)
+    assert (ids == IMAGE_TOKEN).sum() == family.stock_tokens(config)
+    assert 0 < ids.min() <= ids.max() < config.text_config.vocab_size
+    saved = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert saved.architectures == [family.architecture]
+
+
+def test_pictures_of_a_step_are_counted_whatever_their_tiles() -> None:
+    pytest.importorskip("vllm")
+    from benchmarks.vllm import worker
+
+    marks: list = []
+    step = worker._marked(lambda **given: None, marks)
+    step(pixel_values=torch.zeros(2, 5, 3, 14, 14), image_sizes=torch.zeros(2, 2))
+    step(pixel_values=torch.zeros(14, 3, 14, 14), image_num_patches=torch.tensor([7, 7]))
+    step()
+    assert [pictures for pictures, _, _ in marks] == [2, 2, 0]
+
+
+def test_random_weights_switch_no_layer_off() -> None:
+    pytest.importorskip("vllm")
+    from benchmarks.vllm import worker
+
+    module = torch.nn.Module()
+    module.norm = torch.nn.LayerNorm(64)
+    for name, shape in (("lambda_1", (64,)), ("table", (1, 1000, 64)), ("conv", (8, 3, 4, 4))):
+        module.register_parameter(name, torch.nn.Parameter(torch.zeros(shape)))
+    worker.RandomLoader.load_weights(None, module, None)
+    assert module.norm.weight.unique().tolist() == module.lambda_1.unique().tolist() == [1]
+    assert module.norm.bias.unique().tolist() == [0]
+    assert module.table.std().item() == pytest.approx(64**-0.5, rel=0.1)
+    assert module.conv.std().item() == pytest.approx(48**-0.5, rel=0.1)
+
+
+def test_only_other_families_have_other_settings() -> None:
+    for device, chosen in engine.SETTINGS.items():
+        assert engine.settings("llava-next", device) == chosen
+        assert engine.settings("internvl", device)["max_model_len"] == chosen["max_model_len"]
+    assert engine.SETTINGS["cpu"]["limit_mm_per_prompt"] == {"image": 1}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families that the benchmark runs: shapes, one picture of several tiles, random weights.
+"""The model families that benchmarks run: shapes, one picture of several tiles, random weights.
 
 `tiny` has the real number of visual tokens in small layers; the other size has the shapes of a
 model that people run (LLaVA-NeXT-7B, LLaVA-OneVision-7B, InternVL3-8B).
@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from hired_kernels import geometry
-from hired_kernels.models.accounting import Anatomy
+from hired_kernels.models.accounting import Anatomy, Settings, placeholders
 
-from ..shared import llava_next
-from ..shared.llava_next import IMAGE_TOKEN
+from . import llava_next
+from .llava_next import IMAGE_TOKEN
 
 QWEN_7B = (3584, 18944, 28, 28, 4, 152064)  # width, MLP, layers, heads, their keys, words
 QWEN_TINY = (128, 256, 2, 4, 4, 512)
@@ -38,14 +38,24 @@ class Family:
     """A model class, what it is configured with, and its picture of height x width pixels.
 
     configure: makes the configuration of a tower and a language model, "tiny" or "7b" each.
-    separators: newlines that the stock model puts among a picture's tokens.
+    newlines: whether the stock model puts newlines among a picture's tokens.
     """
 
     name: str
     model: str
     picture: tuple[int, int]
     configure: Callable[[str, str], PreTrainedConfig]
-    separators: int
+    newlines: bool = True
+
+    @property
+    def architecture(self) -> str:
+        """The stock model's class."""
+        return f"{self.model}ForConditionalGeneration"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What names of results have of it: nothing for LLaVA-NeXT."""
+        return () if self.name == "llava-next" else (self.name,)
 
     @property
     def full(self) -> str:
@@ -64,21 +74,22 @@ class Family:
         if tower_only and device == "cpu":
             dtype = torch.float32
         with torch.device(device):
-            cls = getattr(transformers, f"{self.model}ForConditionalGeneration")
+            cls = getattr(transformers, self.architecture)
             return cls._from_config(self.configure(size, text), dtype=dtype).eval()
 
-    def layout(self, model: nn.Module) -> geometry.Layout:
+    def layout(self, config: PreTrainedConfig) -> geometry.Layout:
         """How the picture is cut up."""
-        return Anatomy.of(model.config).layout(*self.picture)
+        return Anatomy.of(config).layout(*self.picture)
 
-    def stock_tokens(self, model: nn.Module) -> int:
+    def stock_tokens(self, config: PreTrainedConfig) -> int:
         """Tokens of the prompt that stand for the picture in the stock model."""
-        return self.layout(model).valid + self.separators
+        settings = Settings(1.0, newlines=self.newlines)
+        return placeholders(settings, Anatomy.of(config), *self.picture)
 
     def draw(self, model: nn.Module, B: int) -> Tensor:
         """Pixels (B, P, 3, tile, tile) of B pictures."""
         tile, generator = Anatomy.of(model.config).tile, torch.Generator().manual_seed(B)
-        shape = (B, self.layout(model).partitions, 3, tile, tile)
+        shape = (B, self.layout(model.config).partitions, 3, tile, tile)
         return torch.randn(shape, generator=generator).to(model.device, model.dtype)
 
     def arguments(self, model: nn.Module, pixels: Tensor, switched: bool) -> dict[str, Any]:
@@ -86,7 +97,8 @@ class Family:
         if self.name == "internvl":
             given: dict[str, Any] = {"pixel_values": pixels.flatten(0, 1)}
             if switched:
-                given["hired_tiles"] = torch.tensor([[*self.layout(model).grid, 0]] * len(pixels))
+                grid = self.layout(model.config).grid
+                given["hired_tiles"] = torch.tensor([[*grid, 0]] * len(pixels))
             return given
         return {"pixel_values": pixels, "image_sizes": torch.tensor([self.picture] * len(pixels))}
 
@@ -139,9 +151,9 @@ FAMILIES = {
     family.name: family
     for family in (
         # As in the paper: 2 x 2 sub-images, 2,880 tokens.
-        Family("llava-next", "LlavaNext", (672, 672), _llava_next, 48),
+        Family("llava-next", "LlavaNext", (672, 672), _llava_next),
         # 2 x 3 tiles each: 5,103 tokens, and 1,792.
-        Family("llava-onevision", "LlavaOnevision", (768, 1152), _onevision, 54),
-        Family("internvl", "InternVL", (896, 1344), _internvl, 0),
+        Family("llava-onevision", "LlavaOnevision", (768, 1152), _onevision),
+        Family("internvl", "InternVL", (896, 1344), _internvl, newlines=False),
     )
 }
