@@ -125,17 +125,21 @@ test-triton: setup
 	  $(PYTEST) $(TRITON_TESTS) $(INTERPRETED_TESTS)
 
 # vLLM is tested in an environment of its own, with the native code that `setup` built.
+# `make test-vllm VLLM=0.31.0` tries another version.
+VLLM := 0.32.0
 VLLM_BIN := .venv-vllm/bin
-$(VLLM_BIN)/.installed: pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.py
+VLLM_READY := $(VLLM_BIN)/.installed-$(VLLM)
+$(VLLM_READY): pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.py
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install -q $(TORCH)
-	$(VLLM_BIN)/python tools/cpu_vllm.py 0.32.0 0.28.0
+	$(VLLM_BIN)/python tools/cpu_vllm.py $(VLLM) 0.28.0
 	$(VLLM_BIN)/python -m pip install -q pytest pytest-xdist hypothesis
 	HIRED_NATIVE=0 $(VLLM_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	rm -f $(VLLM_BIN)/.installed-*
 	touch $@
 
-test-vllm: setup $(VLLM_BIN)/.installed
-	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile $(SLOWEST) \
+test-vllm: setup $(VLLM_READY)
+	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadgroup $(SLOWEST) \
 	  tests/serving tests/models/test_torchvision.py
 
 # The oldest transformers that is claimed, in an environment of its own; `test` has the newest.
@@ -180,7 +184,7 @@ test-cuda-build: setup
 	  "expected CUDA code in the build, got none: HIRED_CUDA_ARCHS says for which GPUs")'
 	$(PYTEST) $(CUDA_BUILD_TESTS)
 
-bench-vllm: setup $(VLLM_BIN)/.installed
+bench-vllm: setup $(VLLM_READY)
 	$(VLLM_BIN)/python benchmarks vllm
 
 $(BIN)/.lint: Makefile $(BIN)/.dependencies

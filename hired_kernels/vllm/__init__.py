@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 def register() -> None:
     """Make the architectures known to vLLM; more than once is as good as once.
 
-    With a version of vLLM that was not tried, says so in a line, and leaves out what cannot be.
+    With a version of vLLM that was not tried, says so in a line, and leaves out what cannot be. An
+    error here would end every process of vLLM's, whatever it serves.
     """
     import vllm
 
@@ -36,15 +37,15 @@ def register() -> None:
     tried = stock.was_tried(version)
     if not tried:
         _log.warning(
-            "hired: expected vLLM %s, which was tried, got %s: run `make test-vllm`, or %s",
+            "hired: expected vLLM %s, which was tried, got %s: see docs/vllm.md, or %s",
             " or ".join(stock.TRIED),
             version,
             stock.INSTALL,
         )
     for family, name in ARCHITECTURES.items():
-        absent = [] if tried else stock.missing(family)
-        if absent:
-            _log.error("hired: no %s: vLLM %s lacks %s", name, version, ", ".join(absent))
+        why_not = None if tried else stock.why_not(family)
+        if why_not is not None:
+            _log.error("hired: no %s with vLLM %s: %s", name, version, why_not)
         elif name not in known:
             path = f"{__name__}.families.{family}:{name}"
             vllm.ModelRegistry.register_model(name, path)

@@ -21,23 +21,26 @@ SPARED = Counter(
     "Tokens that the stock model's prompts would have had for these pictures on top of that.",
 )
 
-_REHEARSED: ContextVar[bool] = ContextVar("hired_rehearsed", default=False)
+_REHEARSAL: ContextVar[bool] = ContextVar("hired_rehearsal", default=False)
 
 
 @contextmanager
-def rehearsed() -> Iterator[None]:
-    """What is prepared meanwhile is no request, and does not count."""
-    token = _REHEARSED.set(True)
+def rehearsal() -> Iterator[None]:
+    """What is prepared meanwhile is no request, and is not to be counted."""
+    token = _REHEARSAL.set(True)
     try:
         yield
     finally:
-        _REHEARSED.reset(token)
+        _REHEARSAL.reset(token)
+
+
+def is_rehearsal() -> bool:
+    return _REHEARSAL.get()
 
 
 def count(kept: int, stock: int) -> None:
     """A picture of a request that has a budget: its tokens, and those that it would have had."""
-    if not _REHEARSED.get():
-        PICTURES.inc()
-        KEPT.inc(kept)
-        # With a budget of 1.0 a picture may have more than the stock model's shrunk one.
-        SPARED.inc(max(0, stock - kept))
+    PICTURES.inc()
+    KEPT.inc(kept)
+    # With a budget of 1.0 a picture may have more than the stock model's shrunk one.
+    SPARED.inc(max(0, stock - kept))

@@ -24,7 +24,7 @@ from ..models.towers import TowerFamily, core
 from ..models.vision_tower import Reading, hidden_state_numbers
 from . import support, towers
 from .options import REQUEST, Options
-from .processing import STOCK, TILES
+from .processing import NO_BUDGET, TILES
 from .tower import keep
 
 
@@ -44,6 +44,27 @@ class Hired:
     supports_tower_connector_lora = False
     supports_encoder_tp_data = False
 
+    def _family(self) -> type[TowerFamily]:
+        """What the tower is like: of `towers`."""
+        raise NotImplementedError
+
+    def _feature_states(self) -> tuple[int, ...]:
+        """The numbers of the tower's hidden states that are features, counted from 0."""
+        raise NotImplementedError
+
+    def _some(self, kwargs: dict[str, Any], items: Sequence[int]) -> dict[str, Any]:
+        """What vLLM hands over of these pictures alone."""
+        raise NotImplementedError
+
+    def _pictures(self, kwargs: dict[str, Any]) -> list[Tensor]:
+        """Partitions (partitions, 3, tile, tile) of each picture, maybe with padding up to another
+        picture's."""
+        raise NotImplementedError
+
+    def _layouts(self, kwargs: dict[str, Any], tiles: Any) -> list[geometry.Layout]:
+        """How each picture was cut up; `tiles` as `processing` has told."""
+        raise NotImplementedError
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         if vllm_config.compilation_config.cudagraph_mm_encoder:
             # They yield all tokens of a picture, whatever its placeholders.
@@ -58,7 +79,7 @@ class Hired:
     def embed_multimodal(self, **kwargs: Any) -> Any:
         budgets, tiles = kwargs.pop(REQUEST, None), kwargs.pop(TILES, None)
         budgets = [] if budgets is None else torch.as_tensor(budgets).flatten().tolist()
-        pruned = [item for item, budget in enumerate(budgets) if budget != STOCK]
+        pruned = [item for item, budget in enumerate(budgets) if budget != NO_BUDGET]
         if not pruned:
             return super().embed_multimodal(**kwargs)
         embeddings: list[Tensor | None] = [None] * len(budgets)
@@ -92,8 +113,7 @@ class Hired:
         return turns
 
     def _kept(self, pictures: Sequence[Tensor], todo: Plan) -> list[Tensor]:
-        """Features (K, width of the language model) of each picture, of its partitions
-        (partitions, 3, tile, tile), maybe with padding up to another picture's."""
+        """Features (K, width of the language model) of each picture, of `_pictures`."""
         partitions = zip(pictures, todo.partitions, strict=True)
         batch = torch.cat([picture[:count] for picture, count in partitions])
         tower, settings = getattr(self, self.tower_name), self.hired.settings
@@ -134,7 +154,7 @@ class LlavaLike(Hired):
     def _pictures(self, kwargs: dict[str, Any]) -> list[Tensor]:
         return [each if each.dim() == 4 else each[None] for each in kwargs[self.pixels]]
 
-    def _layouts(self, kwargs: dict[str, Any], _: Any) -> list[geometry.Layout]:
+    def _layouts(self, kwargs: dict[str, Any], tiles: Any) -> list[geometry.Layout]:
         sizes, anatomy = kwargs.get("image_sizes"), self.hired.anatomy
         if sizes is None:
             return [anatomy.tiled()] * len(kwargs[self.pixels])
@@ -157,7 +177,7 @@ class InternVlLike(Hired):
         counts = torch.as_tensor(kwargs["image_num_patches"]).flatten().tolist()
         return list(kwargs[self.pixels].split(counts))
 
-    def _layouts(self, _: Any, tiles: Any) -> list[geometry.Layout]:
+    def _layouts(self, kwargs: dict[str, Any], tiles: Any) -> list[geometry.Layout]:
         return [self.hired.anatomy.tiled(*each.tolist()) for each in tiles]
 
 

@@ -14,6 +14,7 @@ cut up, and what is written for their tokens, is said by `SubImages` for LLaVA's
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -23,13 +24,11 @@ from typing import Any
 import torch
 from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.parse import ImageProcessorItems, ImageSize, MultiModalDataItems
 from vllm.multimodal.processing import (
     ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
-    PromptUpdateDetails,
-    cached_encode,
 )
 
 from .. import geometry
@@ -37,9 +36,14 @@ from ..models.accounting import refuse
 from . import metrics
 from .options import REQUEST, Options
 
-STOCK = -1
+_log = logging.getLogger(__name__)
+
+NO_BUDGET = -1
 # (pictures, 2): rows and columns of tiles that each was cut into, 0 where it is one tile.
 TILES = "hired_tiles"
+
+# What the worker has of a picture: how many partitions, and the shape of one.
+Partitions = tuple[int, tuple[int, ...]]
 
 
 class Info:
@@ -71,27 +75,59 @@ class Info:
 class Processor:
     """A processor that writes a placeholder for each token that is kept.
 
-    pixels: how the worker knows the partitions of pictures.
+    pixels: what the processor's output calls the pixels. `processor` is the one that a request's
+    options ask for, of transformers or vLLM.
     """
 
     pixels = "pixel_values"
 
+    def _stock_tokens(self, size: ImageSize, processor: Any, kwargs: Mapping[str, object]) -> int:
+        """Tokens that the stock model's prompt has for a picture."""
+        raise NotImplementedError
+
+    def _layouts(
+        self, mm_items: MultiModalDataItems, output: MutableMapping[str, Any], kwargs: Any
+    ) -> list[geometry.Layout]:
+        """How a request's pictures were cut up."""
+        raise NotImplementedError
+
+    def _layout(self, data: Mapping[str, Any]) -> geometry.Layout:
+        """How a picture was cut up, from what the worker is sent."""
+        raise NotImplementedError
+
+    def _partitions(self, output: MutableMapping[str, Any]) -> list[Partitions]:
+        """What the worker will find of each picture."""
+        raise NotImplementedError
+
+    def _may_have(self, found: int, expected: int, budget: float | int | None) -> bool:
+        """Whether the worker can read so many partitions of a picture where it expects others."""
+        raise NotImplementedError
+
+    def _written(self, update: PromptUpdate, count: int, processor: Any) -> Any:
+        """What the prompt has for a picture of `count` tokens."""
+        raise NotImplementedError
+
     def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> MultiModalInput:
         prepared = super().apply(inputs, *args, **kwargs)
-        self._count(inputs, prepared)
+        try:
+            self._count(inputs, prepared)
+        except Exception:  # a metric is no reason to fail a request
+            _log.warning("hired: a request was not counted", exc_info=True)
         return prepared
 
     def _count(self, inputs: ProcessorInputs, prepared: MultiModalInput) -> None:
         """Tell `metrics` what this request's pictures were spared."""
-        own = inputs.hf_processor_mm_kwargs
-        if "image" not in inputs.mm_data_items or self.info.hired.asked(own) is None:
+        own, ranges = inputs.hf_processor_mm_kwargs, prepared["mm_placeholders"].get("image")
+        if not ranges or metrics.is_rehearsal() or self.info.hired.asked(own) is None:
             return
-        pictures = inputs.mm_data_items["image"]
+        pictures, kwargs = inputs.mm_data_items["image"], _without_ours(own)
         if not isinstance(pictures, ImageProcessorItems):
             return
-        ranges, stock_kwargs = prepared["mm_placeholders"]["image"], _without_ours(own)
+        processor = self.info.get_hf_processor(**kwargs)
         for item, placeholders in enumerate(ranges):
-            stock = self._stock_tokens(pictures.get_image_size(item), stock_kwargs)
+            if pictures.get(item) is None:
+                continue  # sent by its UUID alone, and so of a size unknown here
+            stock = self._stock_tokens(pictures.get_image_size(item), processor, kwargs)
             metrics.count(placeholders.get_num_embeds(), stock)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
@@ -100,22 +136,24 @@ class Processor:
         return replace(inputs, hf_processor_mm_kwargs={REQUEST: self.info.hired.max_budget})
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> MultiModalInput:
-        with metrics.rehearsed():
+        with metrics.rehearsal():
             return super().get_dummy_mm_inputs(*args, **kwargs)
 
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
     ) -> MutableMapping[str, Any]:
         hired, budget = self.info.hired, self.info.hired.asked(hf_kwargs)
-        stock_kwargs = _without_ours(hf_kwargs)
-        output = super()._apply_hf_processor_main(mm_items, stock_kwargs)
+        kwargs = _without_ours(hf_kwargs)
+        output = super()._apply_hf_processor_main(mm_items, kwargs)
         if self.pixels in output and hired.anatomy is not None:
-            layouts = self._layouts(mm_items, stock_kwargs, output)
+            layouts = self._layouts(mm_items, output, kwargs)
             self._check(output, layouts, budget)
             todo = hired.admit(budget, layouts, self.info.hired_most)
-            budgets = [STOCK] * len(layouts) if todo is None else todo.budgets
+            budgets = [NO_BUDGET] * len(layouts) if todo is None else todo.budgets
             output[REQUEST] = torch.tensor(budgets, dtype=torch.int64)
-            self._tell(output, layouts)
+            if hired.anatomy.tiles is not None:
+                grids = [layout.grid for layout in layouts]
+                output[TILES] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 2)
         return output
 
     def _check(
@@ -132,9 +170,9 @@ class Processor:
         side = self.info.hired.anatomy.tile
         tile = (3, side, side)
         for (found, shape), layout in zip(self._partitions(output), layouts, strict=True):
-            if shape != tile or not self._as_expected(found, layout.partitions, budget):
+            if shape != tile or not self._may_have(found, layout.partitions, budget):
                 expected = f"{layout.partitions} partition(s) of shape {tile}"
-                raise refuse("pixel_values", expected, f"{found} of {shape}")
+                raise refuse(self.pixels, expected, f"{found} of {shape}")
 
     def _get_mm_fields_config(
         self, hf_inputs: MutableMapping[str, Any], hf_processor_mm_kwargs: Mapping[str, object]
@@ -149,19 +187,20 @@ class Processor:
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        stock_kwargs = _without_ours(hf_processor_mm_kwargs)
-        updates = super()._get_prompt_updates(mm_items, stock_kwargs, out_mm_kwargs)
+        kwargs = _without_ours(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, kwargs, out_mm_kwargs)
         if "image" not in mm_items or not isinstance(mm_items["image"], ImageProcessorItems):
             return updates
+        asked = self.info.hired.asked(hf_processor_mm_kwargs) is not None
+        processor = self.info.get_hf_processor(**kwargs) if asked else None
 
         def counted(update: PromptUpdate) -> PromptUpdate:
             def placeholders(item: int) -> Any:
-                data = out_mm_kwargs["image"][item].get_data()
-                budget = int(data.get(REQUEST, STOCK))
-                if budget == STOCK:
+                if not asked:
                     return update.replacement(item)
-                todo = self.info.hired.plan([budget], [self._layout(data)])
-                return self._written(update, todo.rows[0], stock_kwargs)
+                data = out_mm_kwargs["image"][item].get_data()
+                todo = self.info.hired.plan([int(data[REQUEST])], [self._layout(data)])
+                return self._written(update, todo.rows[0], processor)
 
             return PromptReplacement(
                 modality="image", target=update.target, replacement=placeholders
@@ -173,14 +212,13 @@ class Processor:
 class SubImages(Processor):
     """LLaVA's families: a picture's size says how it is cut up, and each token is a placeholder."""
 
-    def _stock_tokens(self, size: Any, kwargs: Mapping[str, object]) -> int:
+    def _stock_tokens(self, size: ImageSize, processor: Any, kwargs: Mapping[str, object]) -> int:
         return self.info.get_num_image_tokens(image_width=size.width, image_height=size.height)
 
     def _layouts(
-        self, mm_items: Any, kwargs: Any, output: MutableMapping[str, Any]
+        self, mm_items: MultiModalDataItems, output: MutableMapping[str, Any], kwargs: Any
     ) -> list[geometry.Layout]:
-        anatomy = self.info.hired.anatomy
-        sizes = output.get("image_sizes")
+        anatomy, sizes = self.info.hired.anatomy, output.get("image_sizes")
         if sizes is None:
             return [anatomy.tiled()] * len(output[self.pixels])
         return [anatomy.layout(*size) for size in torch.as_tensor(sizes).tolist()]
@@ -189,18 +227,14 @@ class SubImages(Processor):
         size, anatomy = data.get("image_sizes"), self.info.hired.anatomy
         return anatomy.tiled() if size is None else anatomy.layout(*size.tolist())
 
-    def _tell(self, output: MutableMapping[str, Any], layouts: Sequence[geometry.Layout]) -> None:
-        """The worker has the sizes."""
-
-    def _partitions(self, output: MutableMapping[str, Any]) -> list[tuple[int, tuple[int, ...]]]:
+    def _partitions(self, output: MutableMapping[str, Any]) -> list[Partitions]:
         shapes = [tuple(picture.shape) for picture in output[self.pixels]]
         return [(math.prod(shape[:-3]), shape[-3:]) for shape in shapes]
 
-    @staticmethod
-    def _as_expected(found: int, expected: int, budget: float | int | None) -> bool:
+    def _may_have(self, found: int, expected: int, budget: float | int | None) -> bool:
         return found >= expected  # maybe with padding up to another picture's
 
-    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> list[int]:
+    def _written(self, update: PromptUpdate, count: int, processor: Any) -> list[int]:
         return update.target * count
 
 
@@ -208,23 +242,17 @@ class Tiles(Processor):
     """InternVL's families: tiles and the full image, in one tensor with those of other pictures;
     their tokens stand between a start and an end."""
 
-    def _grid(self, height: int, width: int, count: int, processor: Any, kwargs: Any) -> Any:
-        """Rows and columns that vLLM cut a picture of `count` partitions into."""
-        raise NotImplementedError
-
-    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> PromptUpdateDetails:
-        """As vLLM writes it of other tokens."""
+    def _grid(self, size: ImageSize, processor: Any, kwargs: Any) -> geometry.Grid:
+        """Rows and columns that vLLM cuts a picture into that it cuts."""
         raise NotImplementedError
 
     def _layouts(
-        self, mm_items: Any, kwargs: Any, output: MutableMapping[str, Any]
+        self, mm_items: MultiModalDataItems, output: MutableMapping[str, Any], kwargs: Any
     ) -> list[geometry.Layout]:
         processor, layouts = self.info.get_hf_processor(**kwargs), []
         for item, count in enumerate(output["image_num_patches"].tolist()):
             size = mm_items["image"].get_image_size(item)
-            grid = (0, 0)
-            if count > 1:
-                grid = self._grid(size.height, size.width, count, processor, kwargs)
+            grid = self._grid(size, processor, kwargs) if count > 1 else (0, 0)
             layout = self.info.hired.anatomy.tiled(*grid)
             layouts.append(replace(layout, height=size.height, width=size.width))
         return layouts
@@ -232,26 +260,12 @@ class Tiles(Processor):
     def _layout(self, data: Mapping[str, Any]) -> geometry.Layout:
         return self.info.hired.anatomy.tiled(*data[TILES].tolist())
 
-    def _tell(self, output: MutableMapping[str, Any], layouts: Sequence[geometry.Layout]) -> None:
-        grids = [layout.grid for layout in layouts]
-        output[TILES] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 2)
-
-    def _partitions(self, output: MutableMapping[str, Any]) -> list[tuple[int, tuple[int, ...]]]:
+    def _partitions(self, output: MutableMapping[str, Any]) -> list[Partitions]:
         shape = tuple(output[self.pixels].shape[1:])
         return [(count, shape) for count in output["image_num_patches"].tolist()]
 
-    @staticmethod
-    def _as_expected(found: int, expected: int, budget: float | int | None) -> bool:
+    def _may_have(self, found: int, expected: int, budget: float | int | None) -> bool:
         return found == expected or budget is None  # the stock model takes any number
-
-
-def written_between(tokenizer: Any, start: str, token: str, end: str, count: int) -> Any:
-    """`count` tokens between start and end, of which vLLM embeds the tokens alone."""
-    before, middle, after = (
-        cached_encode(tokenizer, each, add_special_tokens=False) for each in (start, token, end)
-    )
-    (token_id,) = middle
-    return PromptUpdateDetails.select_token_id([*before, *middle * count, *after], token_id)
 
 
 def _without_ours(kwargs: Mapping[str, object]) -> dict[str, object]:

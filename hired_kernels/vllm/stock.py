@@ -17,6 +17,24 @@ TRIED = ("0.32",)
 INSTALL = 'pip install "vllm>=0.32,<0.33"'
 
 _MODELS = "model_executor.models"
+# What the plugin overrides: under another name nobody would call it, and the model would be stock.
+_PROCESSING = {
+    "multimodal.processing": tuple(
+        f"{owner}.{name}"
+        for owner, names in {
+            "BaseMultiModalProcessor": (
+                "_apply_hf_processor_main",
+                "_get_mm_fields_config",
+                "_get_prompt_updates",
+                "apply",
+                "get_dummy_inputs",
+                "get_dummy_mm_inputs",
+            ),
+            "BaseProcessingInfo": ("model_id",),
+        }.items()
+        for name in names
+    )
+}
 _UTILS = {f"{_MODELS}.utils": ("WeightsMapper",)}
 _INTERNVL = f"{_MODELS}.internvl"
 _OWN_PROCESSORS = "transformers_utils.processors.internvl"
@@ -91,15 +109,35 @@ def __getattr__(name: str) -> Any:
 
 def missing(family: str) -> list[str]:
     """What a family needs and this vLLM has not: modules, or names in them."""
-    absent = []
-    for path, names in NEEDED[family].items():
+    absent: list[str] = []
+    for path, names in {**_PROCESSING, **NEEDED[family]}.items():
         try:
             module = importlib.import_module(f"vllm.{path}")
-        except ImportError:
+        except Exception:  # whatever another version's module does
             absent.append(f"vllm.{path}")
             continue
-        absent += [f"vllm.{path}.{name}" for name in names if not hasattr(module, name)]
+        absent += [f"vllm.{path}.{name}" for name in names if not _has(module, name)]
     return absent
+
+
+def _has(module: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+def why_not(family: str) -> str | None:
+    """Why a family cannot be served with this vLLM, or None: it lacks what is needed, or what was
+    made of it cannot be imported."""
+    if absent := missing(family):
+        return f"it lacks {', '.join(absent)}"
+    try:
+        importlib.import_module(f"{__package__}.families.{family}")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def was_tried(version: str) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 from .. import geometry
 from ..models import support
-from ..models.accounting import Anatomy, Settings, refuse
+from ..models.accounting import Anatomy, Settings, one_side, refuse
 from ..models.towers import TowerFamily, family_of_type
 
 # InternVL as OpenGVLab saves it, and what differs from it in its language model alone.
-OWN_FORMAT = {"internvl_chat": "InternVL", "qianfan_ocr": "Qianfan-OCR"}
+OWN_FORMAT = ("internvl_chat", "qianfan_ocr")
 # Those of transformers that have a vLLM class that the plugin derives from.
 _SERVED = ("llava", "llava_next", "llava_onevision", "internvl")
 
@@ -30,7 +30,8 @@ def anatomy_of(config: Any) -> Anatomy:
     if config.model_type not in OWN_FORMAT:
         return Anatomy.of(config)
     vision, merge = config.vision_config, round(1 / config.downsample_ratio)
-    return Anatomy(vision.image_size, vision.patch_size, None, merge, geometry.INTERNVL_TILES)
+    tile, patch = one_side(vision.image_size), one_side(vision.patch_size)
+    return Anatomy(tile, patch, None, merge, geometry.INTERNVL_TILES)
 
 
 def family_of(config: Any) -> type[TowerFamily]:

@@ -41,7 +41,7 @@ class Siglip(_Fused, towers.siglip.Siglip):
 
     @staticmethod
     def begin(tower: Any, pixels: Tensor) -> Tensor:
-        return tower.embeddings(pixels).contiguous()  # as in transformers
+        return tower.embeddings(pixels).contiguous()  # for the reason that the base class has
 
 
 class InternVit(towers.internvit.InternVit):

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import tiny
 
-# All but test_bench_vllm.py start vLLM.
+# All but test_bench_vllm.py import vLLM.
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_[!b]*.py"]
 
 
@@ -20,8 +20,8 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def llava_next(tmp_path_factory) -> tiny.Model:
-    return tiny.Model.make("llava-next-llama", tmp_path_factory.mktemp("llava-next"))
+def llava_next(made) -> tiny.Model:
+    return made("llava-next-llama")
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +32,5 @@ def llava_next_layers(tmp_path_factory) -> tiny.Model:
 
 
 @pytest.fixture(scope="session")
-def llava(tmp_path_factory) -> tiny.Model:
-    return tiny.Model.make("llava", tmp_path_factory.mktemp("llava"))
+def llava(made) -> tiny.Model:
+    return made("llava")

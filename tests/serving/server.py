@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_models import SIZES, picture
-from tiny import NEW_TOKENS, Answer, Model, Request, png_url
+from tiny import NEW_TOKENS, NO_BUDGETS, Answer, Model, Request, png_url
 
 BUDGET = 0.3  # the server's
 TRUNCATED = png_url(picture((168, 168)))[:300]
@@ -30,7 +32,6 @@ BROKEN = [
     TRUNCATED[: len("data:image/png;base64,") + 4 * (len(TRUNCATED) // 4 - 6)],
     "data:image/png;base64,%%%",
 ]
-BAD_BUDGETS = [2.0, 0.0, float("nan"), -1, 0, 2**31, 10**30, True, "0.1", [0.1], {"a": 1}, 1e-3]
 
 
 @contextmanager
@@ -64,8 +65,11 @@ def serving(model: Model, log: Path, *options: str) -> Iterator[str]:
         yield address
         assert process.poll() is None, log.read_text()[-3000:]
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        for kill in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, kill)
+                process.wait(60)
+                break
 
 
 def _wait_for(process: subprocess.Popen, address: str, log: Path) -> None:
@@ -127,9 +131,20 @@ def metrics(address: str) -> dict[str, float]:
     return sums
 
 
+def answered(address: str) -> dict[str, float]:
+    """Requests that were answered by each replica."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    sums: dict[str, float] = {}
+    for line in lines:
+        if found := re.match(r'vllm:request_success_total\{engine="(\d+)".*\} (\S+)$', line):
+            sums[found[1]] = sums.get(found[1], 0) + float(found[2])
+    return sums
+
+
 def two_hundred_at_once(address: str, model: Model) -> None:
     """Sizes and budgets mixed, several pictures and none, every fifth of them broken: to each its
-    own, and the engine lives. The same requests come again and find their prefixes in the cache."""
+    own, the engine lives, and the metrics say what was spared."""
     draw = random.Random(0)
     budgets = ["server", 0.2, 0.5, 9, None]
     sizes = [(size,) for size in SIZES] * 4 + [tuple(SIZES[:3]), (SIZES[4], SIZES[0]), ()]
@@ -142,13 +157,14 @@ def two_hundred_at_once(address: str, model: Model) -> None:
             urls = [png_url(picture((168, 168))), BROKEN[number // 10 % len(BROKEN)]]
             jobs.append((None, urls[number // 10 % 2 :], {"hired_budget": 0.2}))
         elif number % 10 == 9:
-            bad = BAD_BUDGETS[number // 10 % len(BAD_BUDGETS)]
+            bad = [*NO_BUDGETS, 1e-3][number // 10 % (1 + len(NO_BUDGETS))]
             jobs.append((None, [png_url(picture((168, 168)))], {"hired_budget": bad}))
         else:
             which = draw.randrange(len(good)) if number < 180 else len(good) - 1 - number % 3
             urls = [png_url(each) for each in good[which].pictures]
             jobs.append((which, urls, good[which].processor_kwargs))
     draw.shuffle(jobs)
+    before = metrics(address)
     with ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(lambda job: post(address, *job[1:]), jobs))
     for (which, _, kwargs), answer in zip(jobs, answers, strict=True):
@@ -157,8 +173,18 @@ def two_hundred_at_once(address: str, model: Model) -> None:
         else:
             assert isinstance(answer, Answer), (good[which], answer)
             assert expected[which].agrees(answer), (good[which], expected[which], answer)
-    request = Request(((168, 168),), 0.2)
-    assert expected_of(model, request).agrees(ask(address, request))
-    counted = metrics(address)
-    assert counted["vllm:prefix_cache_hits_total"] > 0
-    assert counted["hired_visual_tokens_spared_total"] > counted["hired_pictures_total"] > 100
+    after = metrics(address)
+    pruned = [good[which] for which, *_ in jobs if which is not None]
+    pruned = [each for each in pruned if each.budget is not None]
+    whole = {each: model.ask(each, budget=None).prompt for each in set(pruned)}
+    kept = {each: expected_of(model, each).prompt for each in set(pruned)}
+    counted = {
+        "hired_pictures_total": sum(len(each.sizes) for each in pruned),
+        "hired_visual_tokens_spared_total": sum(whole[each] - kept[each] for each in pruned),
+    }
+    assert {name: after[name] - before[name] for name in counted} == counted
+    # Once more, one by one: what is in the caches says the same.
+    hits = "vllm:prefix_cache_hits_total"
+    for request in (good[-2], good[-3]):
+        assert expected_of(model, request).agrees(ask(address, request))
+    assert metrics(address)[hits] > after[hits]

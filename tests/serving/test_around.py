@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else deployments use: adapters of the language model, pictures given as embeddings, pipeline
-parallelism. Data-parallel replicas are in `test_servers`."""
+"""What else deployments use: adapters of the language model, pictures given as embeddings or by
+their UUID alone, videos, pipeline parallelism. Data-parallel replicas are in `test_servers`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from llava_models import SIZES
-from test_tokens import assert_agree
+from test_tokens import assert_agree, save_for_stock_vllm
 from tiny import NEW_TOKENS, Answer, Request, call, generate, started
 
 REQUESTS = [Request((size,), budget) for size in SIZES[:3] for budget in (None, 0.3)]
@@ -83,8 +83,57 @@ def answer_to_features(model, features):
     return model.generate(ids.shape[1], inputs_embeds=embeds, attention_mask=mask).tokens
 
 
+@pytest.mark.parametrize("kind", ["llava-onevision", "internvl"])
+def test_videos_stay_as_they_are_beside_pictures(made, kind, tmp_path):
+    """And a picture that came before may come again by its UUID alone."""
+    model = made(kind)
+    ours = {**model.engine(), "limit_mm_per_prompt": {"image": 1, "video": 1}}
+    stock = {name: value for name, value in ours.items() if name != "hf_overrides"}
+    if kind == "llava-onevision":
+        save_for_stock_vllm(model, tmp_path)
+        stock["model"] = str(tmp_path)
+    expected, (whole, pruned, again), counted = call(_ask_both_about_films, stock, ours)
+    assert [whole] == expected
+    kept = model.ask(Request(((168, 168),)), budget=0.3).prompt
+    spared = model.ask(Request(((168, 168),)), budget=None).prompt - kept
+    assert whole[0] - pruned[0] == spared
+    assert again == pruned != whole
+    assert counted == spared
+
+
+def _ask_both_about_films(stock, ours):
+    """Of the stock model and of ours, tokens of the prompt and new ones; what ours was spared."""
+    from prometheus_client import REGISTRY
+
+    expected = _ask_about_films(stock, [None])
+    got = _ask_about_films(ours, [None, 0.3, "again"])
+    return expected, got, REGISTRY.get_sample_value("hired_visual_tokens_spared_total")
+
+
+def _ask_about_films(engine, budgets):
+    import numpy as np
+    from vllm import SamplingParams
+
+    film = np.random.default_rng(0).integers(0, 255, (4, 90, 90, 3), dtype=np.uint8)
+    greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    answers = []
+    with started(engine) as llm:
+        for budget in budgets:
+            picture = Request(((168, 168),)).pictures[0]
+            prompt = {"prompt": "<s> <image> <video> what is this"}
+            prompt["multi_modal_uuids"] = {"image": ["picture"], "video": ["film"]}
+            prompt["multi_modal_data"] = {"image": picture, "video": film}
+            if budget == "again":
+                prompt["multi_modal_data"] = {"image": [None], "video": [None]}
+            if budget is not None:
+                prompt["mm_processor_kwargs"] = {"hired_budget": 0.3}
+            output = llm.generate(prompt, greedy, use_tqdm=False)[0]
+            answers.append((len(output.prompt_token_ids), list(output.outputs[0].token_ids)))
+    return answers
+
+
 def test_pipeline_parallel(made):
-    """vLLM's CPU build has it where the model is compiled, eagerly or not, and nowhere else."""
+    """vLLM's CPU build runs pipeline ranks with compilation on alone; its backend may be eager."""
     model = made("internvl")
     engine = {
         **model.engine(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_models import PINPOINTS, SIZES, TILE, picture
-from tiny import Request
+from tiny import NO_BUDGETS, Request
 from transformers import PixtralVisionConfig
 from vllm.config import ModelConfig
 from vllm.model_executor.models.llava import PixtralHFProcessingInfo
@@ -15,6 +15,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from hired_kernels import geometry, vllm
 from hired_kernels.vllm.families import llava as llava_family
 from hired_kernels.vllm.options import Options
+
+# In one process: what they start, they share.
+pytestmark = pytest.mark.xdist_group("front end")
 
 SIDE = TILE // 14
 SERVER = "server"
@@ -87,10 +90,9 @@ def test_worker_is_told_what_the_placeholders_say(llava_next):
         assert tuple(item["image_sizes"].data.tolist()) == size
 
 
-_NO_BUDGETS = [2.0, 0.0, float("nan"), -1, 0, 2**31, 10**30, True, "0.1", [0.1], {"a": 1}]
 BAD_BUDGETS = [
     (budget, f"expected a float in (0, 1] or an integer from 1 to 2147483647, got {budget!r}")
-    for budget in _NO_BUDGETS
+    for budget in NO_BUDGETS
 ] + [
     (1e-3, "expected at least one token of each picture, got 0.001, 0 tokens of 168 x 168"),
 ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from server import serving, two_hundred_at_once
+from server import answered, serving, two_hundred_at_once
 
 REPLICAS = ("--data-parallel-size", "2")
 
@@ -18,3 +18,6 @@ def test_two_hundred_requests_at_once(made, tmp_path, kind, options):
     model = made(kind)
     with serving(model, tmp_path / "log", *options) as address:
         two_hundred_at_once(address, model)
+        by_replica = answered(address)
+    assert len(by_replica) == (2 if options else 1)
+    assert min(by_replica.values()) > 0

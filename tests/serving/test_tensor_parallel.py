@@ -17,6 +17,7 @@ from transformers import InternVLVisionModel
 
 from hired_kernels.models.accounting import Anatomy, Settings, plan_of
 from hired_kernels.models.hired_tower import early_exit, full_images_first
+from hired_kernels.models.support import feature_layer_of
 
 # Heads of the tower in each rank.
 HEADS = {"llava-next-llama": 1, "llava-onevision": 1, "internvl": 2, "internvl-own-26b": 1}
@@ -49,9 +50,10 @@ def layouts_of(anatomy):
 def _ask(engine, weights=None):
     with started({**engine, "tensor_parallel_size": 2}) as llm:
         kept = llm.collective_rpc(_kept)
+        odd = []
         if weights is not None:
-            kept = kept, llm.collective_rpc(_kept_beside_a_dummy_head, args=(weights,))
-        return generate(llm, REQUESTS), kept
+            odd = [llm.collective_rpc(_kept_of_three_heads, args=(weights, n)) for n in (0, 1)]
+        return generate(llm, REQUESTS), kept, odd
 
 
 def _kept(worker):
@@ -69,10 +71,9 @@ def _kept(worker):
     return query.shape[2], kept.indices.tolist()
 
 
-def kept_in_transformers(tower, anatomy):
+def kept_in_transformers(tower, anatomy, layer=-1):
     todo = plan_of(Settings(), anatomy, layouts_of(anatomy), TOKENS)
     pixels = full_images_first(pixels_of(anatomy), todo)
-    layer = -1 if anatomy.tiles is not None or anatomy.tile == 90 else -2
     with torch.inference_mode():
         kept = early_exit(copy.deepcopy(tower), pixels, layer, todo, Settings())
     return kept.indices.tolist()
@@ -80,32 +81,35 @@ def kept_in_transformers(tower, anatomy):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_two_ranks_keep_the_tokens_of_one(made, kind, tmp_path):
-    model, weights, narrow = made(kind), None, None
+    model, config = made(kind), made(kind).model.config
+    narrow = folder = None
     if kind == "internvl-own-26b":
-        narrow, weights = save_with_a_dummy_head(model.model.config.vision_config, tmp_path)
-    answers, kept = call(_ask, model.engine(), weights, environment=TWO_RANKS)
-    if narrow is not None:
-        kept, padded = kept
-        assert [heads for heads, _ in padded] == [2, 2]
-        expected = kept_in_transformers(narrow, Anatomy.of(model.model.config))
-        assert padded[0][1] == padded[1][1] == expected
-    expected = kept_in_transformers(model.model.model.vision_tower, Anatomy.of(model.model.config))
+        folder = str(tmp_path)
+        narrow = save_three_heads(config.vision_config, tmp_path)
+    answers, kept, odd = call(_ask, model.engine(), folder, environment=TWO_RANKS)
+    tower, anatomy = model.model.model.vision_tower, Anatomy.of(config)
+    expected = kept_in_transformers(tower, anatomy, feature_layer_of(config))
     assert len(expected) == sum(TOKENS)
     assert kept == [(HEADS[kind], expected)] * 2
+    if narrow is not None:
+        # Heads that two ranks do not divide: all of them in each, or a dummy head for a fourth.
+        expected = kept_in_transformers(narrow, anatomy)
+        assert odd == [[(3, expected)] * 2, [(2, expected)] * 2]
     assert_agree(REQUESTS, answers, [model.ask(each, budget=each.budget) for each in REQUESTS])
 
 
-def save_with_a_dummy_head(config, folder):
-    """A tower of three heads, and the file with its weights and those of a fourth that stands for
-    nothing: as NVLM has them, to split heads over ranks that they do not divide by."""
+def save_three_heads(config, folder):
+    """A tower of three heads, and files with its weights: 0, as they are, and 1, with a fourth head
+    that stands for nothing, as NVLM has them to split heads over ranks."""
     config = copy.deepcopy(config)
     config.hidden_size, config.num_attention_heads = 48, 3
     torch.manual_seed(3)
     tower = internvl_models.spread(InternVLVisionModel(config).eval())
     names = {f"model.vision_tower.{name}": each for name, each in tower.state_dict().items()}
-    padded = {}
+    files = {}, {}
     for name, weight in own_format.renamed(names, config.num_hidden_layers).items():
         short = name.removeprefix("vision_model.")
+        files[0][short] = weight
         if ".attn.qkv." in name:
             noise = torch.randn(3, 16, *weight.shape[1:])
             weight = torch.cat([weight.unflatten(0, (3, 48)), noise], 1).flatten(0, 1)
@@ -113,12 +117,14 @@ def save_with_a_dummy_head(config, folder):
             weight = torch.nn.functional.pad(weight, (0, 16))
         elif "_norm.weight" in name:
             weight = torch.nn.functional.pad(weight, (0, 16), value=1.0)
-        padded[short] = weight.contiguous()
-    safetensors.torch.save_file(padded, folder / "padded.safetensors")
-    return tower, str(folder / "padded.safetensors")
+        files[1][short] = weight.contiguous()
+    for dummies, weights in enumerate(files):
+        safetensors.torch.save_file(weights, folder / f"{dummies}.safetensors")
+    return tower
 
 
-def _kept_beside_a_dummy_head(worker, file):
+def _kept_of_three_heads(worker, folder, dummies):
+    """As `_kept`, of a tower from the file of so many dummy heads."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.models.intern_vit import InternVisionModel
 
@@ -131,8 +137,9 @@ def _kept_beside_a_dummy_head(worker, file):
     config, anatomy = copy.deepcopy(model.config.vision_config), model.hired.anatomy
     config.hidden_size, config.num_attention_heads = 48, 3
     with set_current_vllm_config(worker.vllm_config):
-        tower = InternVisionModel(config, num_dummy_heads=1)
-    loaded = tower.load_weights(safetensors.torch.load_file(file).items())
+        tower = InternVisionModel(config, num_dummy_heads=dummies)
+    file = safetensors.torch.load_file(f"{folder}/{dummies}.safetensors")
+    loaded = tower.load_weights(file.items())
     assert loaded == {name for name, _ in tower.named_parameters()}
     for module in tower.modules():
         if hasattr(module, "quant_method"):

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 from llava_models import picture
+from prometheus_client import REGISTRY
 from test_processing import SERVER, placeholders, processed, processor_of
-from tiny import Request
+from tiny import Model, Request
 from vllm.config import ModelConfig
 
 import hired_kernels as hired
@@ -18,7 +19,17 @@ from hired_kernels import vllm
 from hired_kernels.vllm.families import internvl
 from hired_kernels.vllm.options import Options
 
+# In one process: what they start, they share.
+pytestmark = pytest.mark.xdist_group("front end")
+
 TOKENS = 9  # of a tile
+
+
+@pytest.fixture(scope="module")
+def shrunk(tmp_path_factory):
+    """LLaVA-OneVision with 4 x 4 tiles, which its stock model shrinks to nine."""
+    pinpoints = ((4, 4), (2, 2), (1, 1))
+    return Model.make("llava-onevision", tmp_path_factory.mktemp("shrunk"), pinpoints=pinpoints)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +64,11 @@ def test_grids_are_those_of_transformers(made, kind):
 
 @pytest.mark.parametrize(
     ("kind", "fewer"),
-    [("internvl", {"max_patches": 2}), ("internvl-own", {"max_dynamic_patch": 2})],
+    [
+        ("internvl", {"max_patches": 2}),
+        ("internvl", {"images_kwargs": {"max_patches": 2}}),
+        ("internvl-own", {"max_dynamic_patch": 2}),
+    ],
 )
 def test_requests_may_ask_for_other_tiles(made, kind, fewer):
     processor = processor_of(made(kind), budget=0.5)
@@ -75,7 +90,7 @@ def test_requests_may_ask_for_other_tiles(made, kind, fewer):
 def test_tiles_that_the_worker_could_not_read(made, kind, asked):
     processor = processor_of(made(kind), budget=0.5)
     pictures = processor.info.parse_mm_data({"image": [picture((160, 170))]})
-    with pytest.raises(ValueError, match=r"^hired: pixel_values: expected 5 partition\(s\) of "):
+    with pytest.raises(ValueError, match=r"^hired: pixel_values_flat: expected 5 partition"):
         processor("<image>", pictures, hf_processor_mm_kwargs=asked)
 
 
@@ -89,7 +104,6 @@ def test_the_stock_model_may_go_without_a_full_image(made):
 @pytest.mark.parametrize("kind", ["internvl", "internvl-own", "llava-onevision"])
 @pytest.mark.parametrize("limit", [None, 0.5, 30])
 def test_the_engine_makes_room_for_the_largest_request(made, kind, limit):
-    """And refuses what is larger."""
     options = {} if limit is None else {"budget": limit, "max_budget": limit}
     processor = processor_of(made(kind), **options)
     (dummy,) = processor.get_dummy_mm_inputs({"image": 1})["mm_placeholders"]["image"]
@@ -99,14 +113,56 @@ def test_the_engine_makes_room_for_the_largest_request(made, kind, limit):
         assert found.get_num_embeds() <= dummy.get_num_embeds(), size
 
 
-def test_onevision_may_not_keep_more_than_the_stock_model_shrinks_to(made, monkeypatch):
-    processor = processor_of(made("llava-onevision"))
+@pytest.mark.parametrize("kind", ["llava-onevision", "internvl"])
+def test_videos_are_planned_for_beside_a_limit(made, kind):
+    """vLLM plans for the modality with the most tokens, and with a limit that is no picture."""
+    processor = processor_of(made(kind), budget=5, max_budget=5)
+    inputs = processor.get_dummy_mm_inputs({"video": 1})
+    assert list(inputs["mm_placeholders"]) == ["video"]
+
+
+def test_a_metric_fails_no_request(made, monkeypatch, caplog):
+    processor = processor_of(made("internvl"), budget=0.5)
+    monkeypatch.setattr(type(processor), "_stock_tokens", None)
+    assert placeholders(processor, [(60, 70)])[0] == 2 + int(0.5 * TOKENS)
+    assert "hired: a request was not counted" in caplog.text
+
+
+def test_onevision_may_not_keep_more_than_the_stock_model_shrinks_to(shrunk):
+    """Unless there is a `max_budget`, which vLLM plans for: 17 partitions of 36."""
+    processor = processor_of(shrunk)
     largest = processor.info.hired_most
-    assert placeholders(processor, [(180, 180)], largest - 20) == [largest - 20]
-    vars(processor.info)["hired_most"] = 100
-    expected = "expected at most 100 tokens of a picture, the stock model's most, or a max_budget"
-    with pytest.raises(ValueError, match=expected):
-        placeholders(processor, [(180, 180)], 1.0)
+    assert largest < 17 * 36
+    assert placeholders(processor, [(360, 360)], largest) == [largest]
+    expected = f"expected at most {largest} tokens of a picture, the stock model's most, or a max_"
+    for budget in (1.0, largest + 1):
+        with pytest.raises(ValueError, match=expected):
+            placeholders(processor, [(360, 360)], budget)
+    processor = processor_of(shrunk, budget=0.5, max_budget=1.0)
+    (dummy,) = processor.get_dummy_mm_inputs({"image": 1})["mm_placeholders"]["image"]
+    assert placeholders(processor, [(360, 360)], 1.0) == [dummy.length] == [17 * 36]
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava-onevision", "internvl", "internvl-own"])
+def test_metrics_count_what_the_stock_model_would_have_had(made, kind):
+    names = ("pictures", "visual_tokens_kept", "visual_tokens_spared")
+
+    def counted():
+        return [REGISTRY.get_sample_value(f"hired_{name}_total") for name in names]
+
+    model, processor = made(kind), processor_of(made(kind))
+    processor.get_dummy_mm_inputs({"image": 1})
+    text = 4  # words of a request beside its pictures
+    for size in [(168, 168), (60, 70), (90, 400)]:
+        request = Request((size,), 0.25)
+        pruned, whole = (model.ask(request, budget=budget).prompt for budget in (0.25, None))
+        before = counted()
+        output = processed(processor, request)
+        processed(processor, Request((size,), None))
+        kept = output["mm_placeholders"]["image"][0].get_num_embeds()
+        added = [after - was for after, was in zip(counted(), before, strict=True)]
+        assert added == [1, kept, whole - pruned]
+        assert kept in (pruned - text, pruned - text - 2)  # InternVL's start and end
 
 
 @pytest.mark.parametrize(

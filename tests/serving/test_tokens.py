@@ -105,12 +105,15 @@ def published_and_filled(served, request, rules):
     return served.generate(ids.shape[1], inputs_embeds=embeds, attention_mask=mask), empty
 
 
-def test_caches_and_chunks(llava_next):
+@pytest.mark.parametrize(("kind", "step"), [("llava-next-llama", 64), ("internvl-own", 16)])
+def test_caches_and_chunks(made, kind, step):
     """A prefix that was seen, a picture that was encoded, prompts that are cut: the same tokens."""
+    model = made(kind)
     requests = [Request((size,), budget) for size in SIZES for budget in (0.2, 0.5, None)]
-    engine = llava_next.engine() | {"max_num_batched_tokens": 64, "enable_chunked_prefill": True}
+    engine = {**model.engine(), "enable_chunked_prefill": True, "block_size": 32}
+    engine |= {"max_num_batched_tokens": step, "max_num_seqs": 8}
     first, second, hits = call(_asked_twice, engine, requests)
-    expected = [llava_next.ask(each, budget=each.budget) for each in requests]
+    expected = [model.ask(each, budget=each.budget) for each in requests]
     assert_agree(requests, first, expected)
     assert_agree(requests, second, expected)
     assert hits > 0
@@ -129,8 +132,9 @@ def test_without_a_budget_it_is_the_stock_class(llava_next, tmp_path):
     requests = [Request((size,)) for size in ALL_SIZES] + [Request(tuple(SIZES[:3]), seed=3)]
     ours = llava_next.engine()
     stock = {name: value for name, value in ours.items() if name != "hf_overrides"}
-    expected = call(logprobs, {**stock, "model": str(tmp_path)}, requests)
-    assert call(logprobs, ours, requests) == expected
+    stock["model"] = str(tmp_path)
+    expected, got = call(logprobs_of_both, stock, ours, requests)
+    assert got == expected
 
 
 def save_for_stock_vllm(served, folder):
@@ -149,7 +153,11 @@ def save_for_stock_vllm(served, folder):
     safetensors.torch.save_file(named, file, metadata={"format": "pt"})
 
 
-def logprobs(engine, requests):
+def logprobs_of_both(stock, ours, requests):
+    return _logprobs(stock, requests), _logprobs(ours, requests)
+
+
+def _logprobs(engine, requests):
     from vllm import SamplingParams
 
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=4)

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import vllm
+import vllm.multimodal.processing
 
 import hired_kernels.vllm as plugin
 from hired_kernels.vllm import stock
+
+# In one process: what they start, they share.
+pytestmark = pytest.mark.xdist_group("front end")
 
 PACKAGE = Path(plugin.__file__).parent
 ALL = list(plugin.ARCHITECTURES)
@@ -96,9 +100,37 @@ def test_another_version_says_so_in_a_line(registry, monkeypatch, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "hired: expected vLLM 0.32, which was tried, got 0.99.0: run `make test-vllm`, or "
+        "hired: expected vLLM 0.32, which was tried, got 0.99.0: see docs/vllm.md, or "
         'pip install "vllm>=0.32,<0.33"'
     )
+
+
+def test_code_that_no_longer_fits_costs_its_family(registry, monkeypatch, caplog):
+    """Here, a base class that was renamed between two of vLLM's versions."""
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    monkeypatch.delitem(sys.modules, "hired_kernels.vllm.families.qianfan_ocr", raising=False)
+    path = "vllm.model_executor.models.qianfan_ocr"
+    __import__(path)
+    monkeypatch.setattr(sys.modules[path], "QianfanOCRProcessingInfo", 1)
+    plugin.register()
+    assert set(plugin.ARCHITECTURES.values()) - set(registry.models) == {
+        "HiredQianfanOCRForConditionalGeneration"
+    }
+    assert (
+        caplog.records[-1]
+        .getMessage()
+        .startswith(
+            "hired: no HiredQianfanOCRForConditionalGeneration with vLLM 0.99.0: TypeError: "
+        )
+    )
+
+
+def test_methods_that_are_overridden_are_looked_for(monkeypatch):
+    """Under another name vLLM would not call ours, and the model would be the stock one."""
+    owner = vllm.multimodal.processing.BaseMultiModalProcessor
+    monkeypatch.delattr(owner, "_apply_hf_processor_main")
+    missing = "vllm.multimodal.processing.BaseMultiModalProcessor._apply_hf_processor_main"
+    assert all(stock.missing(family) == [missing] for family in ALL)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +154,7 @@ def test_what_vllm_dropped_costs_the_families_that_need_it(
     lines = [record.getMessage() for record in caplog.records][1:]
     missing = path if name is None else f"{path}.{name}"
     assert lines == [
-        f"hired: no {plugin.ARCHITECTURES[family]}: vLLM 0.99.0 lacks {missing}"
+        f"hired: no {plugin.ARCHITECTURES[family]} with vLLM 0.99.0: it lacks {missing}"
         for family in ALL
         if family in lost
     ]

@@ -28,6 +28,8 @@ NEW_TOKENS = 8
 # Where the best two logits are closer than this, rounding decides; those of the tiny models lie
 # some units apart.
 CLOSE = 1e-3
+# What no request may ask for, whatever its pictures.
+NO_BUDGETS = [2.0, 0.0, float("nan"), -1, 0, 2**31, 10**30, True, "0.1", [0.1], {"a": 1}]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageSize
-from vllm.multimodal.processing import PromptUpdate
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails, cached_encode
 
 from ... import geometry
 from ...models.towers import TowerFamily
@@ -22,43 +23,39 @@ from ..stock import (
 
 
 class Info(processing.Info, InternS1ProcessingInfo):
-    """InternVL's, with the server's options."""
+    """InternVL's, with the server's options.
 
-    def get_image_size_with_most_features(self) -> ImageSize:
-        """Of the most tiles that a picture is cut into.
+    vLLM asks the image processor whether pictures are cut into tiles, which by the released
+    checkpoints are not: it is the processor around it that has them cut.
+    """
 
-        vLLM asks the image processor for it, which by the released checkpoints cuts nothing: it is
-        the processor around it that has it cut.
-        """
-        tile = self.get_hf_config().vision_config.image_size[0]
-        most = self.get_hf_processor().image_processor.max_patches
-        return ImageSize(width=tile, height=most * tile)
+    def get_num_image_tokens(self, *, mm_kwargs: Mapping[str, object], **picture: Any) -> int:
+        asked = {"crop_to_patches": True, **self.ctx.get_merged_mm_kwargs(mm_kwargs)}
+        return super().get_num_image_tokens(mm_kwargs=asked, **picture)
 
 
 class Processor(processing.Tiles, InternS1MultiModalProcessor):
     """InternVL's, by transformers' processor."""
 
-    def _stock_tokens(self, size: Any, kwargs: Any) -> int:
-        processor = self.info.get_hf_processor(**kwargs)
-        return self.info.get_num_image_tokens(
-            image_width=size.width,
-            image_height=size.height,
-            processor=processor,
-            mm_kwargs=kwargs,
-        )
+    def _stock_tokens(self, size: ImageSize, processor: Any, kwargs: Mapping[str, object]) -> int:
+        sides = {"image_width": size.width, "image_height": size.height}
+        return self.info.get_num_image_tokens(**sides, processor=processor, mm_kwargs=kwargs)
 
-    def _grid(self, height: int, width: int, count: int, processor: Any, kwargs: Any) -> Any:
+    def _grid(self, size: ImageSize, processor: Any, kwargs: Any) -> geometry.Grid:
         asked, images = self.info.ctx.get_merged_mm_kwargs(kwargs), processor.image_processor
+        asked = {**asked, **asked.get("images_kwargs", {})}
         least = max(1, asked.get("min_patches", images.min_patches))
         tiles = least, asked.get("max_patches", images.max_patches)
         tile = self.info.hired.anatomy.tile
-        return geometry.tiled_grid(height, width, tiles=tiles, tile=tile)
+        return geometry.tiled_grid(size.height, size.width, tiles=tiles, tile=tile)
 
-    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> Any:
-        processor = self.info.get_hf_processor(**kwargs)
-        start, end = processor.start_image_token, processor.end_image_token
+    def _written(self, update: PromptUpdate, count: int, processor: Any) -> PromptUpdateDetails:
+        texts = processor.start_image_token, processor.image_token, processor.end_image_token
         tokenizer = self.info.get_tokenizer()
-        return processing.written_between(tokenizer, start, processor.image_token, end, count)
+        start, token, end = (
+            cached_encode(tokenizer, text, add_special_tokens=False) for text in texts
+        )
+        return PromptUpdateDetails.select_token_id([*start, *token * count, *end], *token)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from vllm.multimodal.processing import PromptUpdate
+from vllm.multimodal.parse import ImageSize
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
+from ... import geometry
 from ...models.towers import TowerFamily
 from .. import processing, towers
 from ..models import InternVlLike
@@ -29,23 +32,22 @@ class OwnTiles(processing.Tiles):
 
     pixels = "pixel_values_flat"
 
-    def _stock_tokens(self, size: Any, kwargs: Any) -> int:
-        processor = self.info.get_hf_processor(**kwargs)
+    def _stock_tokens(self, size: ImageSize, processor: Any, kwargs: Mapping[str, object]) -> int:
         sides = {"image_width": size.width, "image_height": size.height}
         return self.info.get_num_image_tokens(**sides, processor=processor)
 
-    def _grid(self, height: int, width: int, count: int, processor: Any, kwargs: Any) -> Any:
+    def _grid(self, size: ImageSize, processor: Any, kwargs: Any) -> geometry.Grid:
         side = processor.image_processor.image_size
-        # Those that are cut: the thumbnail is added to them.
+        # Those that are cut: the full image is added to them.
         ratios = processor.resolve_target_ratios(use_thumbnail=False)
         _, columns, rows = calculate_internvl_targets(
-            orig_width=width,
-            orig_height=height,
+            orig_width=size.width,
+            orig_height=size.height,
             target_ratios=ratios,
             image_size=side,
             use_thumbnail=False,
         )
         return rows // side, columns // side
 
-    def _written(self, update: PromptUpdate, count: int, kwargs: Any) -> Any:
-        return self.info.get_hf_processor(**kwargs).get_image_repl(None, num_features=count)
+    def _written(self, update: PromptUpdate, count: int, processor: Any) -> PromptUpdateDetails:
+        return processor.get_image_repl(None, num_features=count)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family but LLaVA with CLIP, of which `test_tokens` has more: vLLM says what transformers
-says with `apply_hired`, and without a budget what it says itself."""
+"""The families beside LLaVA with CLIP, of which `test_tokens` has more: vLLM says what transformers
+says with `apply_hired`, and without a budget what its own class says."""
 
 from __future__ import annotations
 
 import pytest
 from llava_models import SIZES
-from test_tokens import assert_agree, logprobs, save_for_stock_vllm
+from test_tokens import assert_agree, logprobs_of_both, save_for_stock_vllm
 from tiny import Request, call, in_vllm
 
-# Options of the server by kind: between them every option, with every tower.
+# Options of the server by kind: between them alpha, judges and policies with each tower.
 RULES = {
     "granite-vision": {"budget": 0.3, "alpha": 0.25},
     "llava-siglip": {"budget": 0.3, "judge": "patches"},
@@ -44,9 +44,7 @@ def test_token_ids_are_those_of_transformers(made, kind):
     assert any(pruned.tokens != whole.tokens for whole, pruned in pairs)
 
 
-@pytest.mark.parametrize(
-    "kind", ["granite-vision", "llava-onevision", "internvl", "internvl-own-26b"]
-)
+@pytest.mark.parametrize("kind", ["llava", "llava-onevision", "internvl", "internvl-own-26b"])
 def test_without_a_budget_it_is_the_stock_class(made, kind, tmp_path):
     """Logits and all: the same bits."""
     model, requests = made(kind), [Request((size,)) for size in SIZES[:3]] + [Request(SEVERAL)]
@@ -55,10 +53,6 @@ def test_without_a_budget_it_is_the_stock_class(made, kind, tmp_path):
     if "internvl" not in kind:
         save_for_stock_vllm(model, tmp_path)
         stock["model"] = str(tmp_path)
-    plain, with_plugin = call(_both, [stock, ours], requests)
+    plain, with_plugin = call(logprobs_of_both, stock, ours, requests)
     assert plain == with_plugin
     assert len({max(step, key=step.get) for step in plain}) > 1
-
-
-def _both(engines, requests):
-    return [logprobs(engine, requests) for engine in engines]
