@@ -139,7 +139,7 @@ $(VLLM_READY): pyproject.toml tools/cpu_vllm.py tools/cpu_torchvision.py
 	touch $@
 
 test-vllm: setup $(VLLM_READY)
-	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadgroup $(SLOWEST) \
+	OMP_NUM_THREADS=1 timeout 1800 $(VLLM_BIN)/pytest -n 2 --dist loadfile $(SLOWEST) \
 	  tests/serving tests/models/test_torchvision.py
 
 # The oldest transformers that is claimed, in an environment of its own; `test` has the newest.

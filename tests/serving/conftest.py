@@ -13,6 +13,23 @@ import tiny
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_[!b]*.py"]
 
 
+# Whose tests share what they start, a server or the imports of vLLM; all others start their own.
+_TOGETHER = ("server", "worker", "processing", "tiles", "versions", "bench_vllm")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile`, with long tests one by one: else a worker ends up with most of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            together = any(file.endswith(f"/test_{name}.py") for name in _TOGETHER)
+            return file if together else nodeid
+
+    return OneByOne(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """A tiny model of a kind, made once."""

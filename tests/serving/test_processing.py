@@ -16,9 +16,6 @@ from hired_kernels import geometry, vllm
 from hired_kernels.vllm.families import llava as llava_family
 from hired_kernels.vllm.options import Options
 
-# In one process: what they start, they share.
-pytestmark = pytest.mark.xdist_group("front end")
-
 SIDE = TILE // 14
 SERVER = "server"
 

@@ -18,9 +18,6 @@ from server import (
 from test_processing import BAD_BUDGETS
 from tiny import Request, png_url
 
-# In one process: what they start, they share.
-pytestmark = pytest.mark.xdist_group("server")
-
 
 @pytest.fixture(scope="module")
 def server(llava_next, tmp_path_factory):

@@ -19,9 +19,6 @@ from hired_kernels import vllm
 from hired_kernels.vllm.families import internvl
 from hired_kernels.vllm.options import Options
 
-# In one process: what they start, they share.
-pytestmark = pytest.mark.xdist_group("front end")
-
 TOKENS = 9  # of a tile
 
 

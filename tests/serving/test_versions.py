@@ -15,9 +15,6 @@ import vllm.multimodal.processing
 import hired_kernels.vllm as plugin
 from hired_kernels.vllm import stock
 
-# In one process: what they start, they share.
-pytestmark = pytest.mark.xdist_group("front end")
-
 PACKAGE = Path(plugin.__file__).parent
 ALL = list(plugin.ARCHITECTURES)
 

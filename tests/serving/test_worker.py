@@ -8,9 +8,6 @@ import torch
 from llava_models import SIZES, TILE
 from tiny import call, started
 
-# In one process: what they start, they share.
-pytestmark = pytest.mark.xdist_group("worker")
-
 STOCK = -1
 # (height, width) and the budget in tokens of each picture of a step; partitions: 5, 3, 4, 4, 3.
 STEP = list(zip(SIZES, (30, STOCK, 9, 25, STOCK), strict=True))
