@@ -60,9 +60,21 @@ class Reading:
         family = family_of(tower)
         assert family is not None  # `support` has looked
         wanted = hidden_state_numbers(len(encoder_layers(tower)), feature_layer)
+        normed = anatomy.reads_norm and feature_layer == -1
+        return cls.by(family, wanted, normed, anatomy, settings)
+
+    @classmethod
+    def by(
+        cls,
+        family: type[TowerFamily],
+        wanted: tuple[int, ...],
+        normed: bool,
+        anatomy: Anatomy,
+        settings: Settings,
+    ) -> Reading:
+        """For a tower of a family, by whatever library. Raises ValueError."""
         lines = judges.lines(settings.judge, family, anatomy.patches)
         weighs = lines is None and settings.policy != "pooled"
-        normed = anatomy.reads_norm and feature_layer == -1
         return cls(family, wanted, normed, lines, anatomy.patches, weighs)
 
     @property

@@ -17,7 +17,6 @@ from torch import Tensor
 from vllm.config import VllmConfig
 
 from .. import geometry
-from ..models import judges
 from ..models.accounting import Plan, refuse
 from ..models.support import feature_layer_of
 from ..models.towers import TowerFamily, core
@@ -129,12 +128,10 @@ class Hired:
     @cached_property
     def reading(self) -> Reading:
         """What is read of the tower. Of a model that is served."""
-        settings, anatomy, family = self.hired.settings, self.hired.anatomy, self._family()
+        settings, anatomy = self.hired.settings, self.hired.anatomy
         assert anatomy is not None, self.hired.why_not
-        lines = judges.lines(settings.judge, family, anatomy.patches)
-        weighs = lines is None and settings.policy != "pooled"
-        wanted, normed = self._feature_states(), self.reads_norm
-        return Reading(family, wanted, normed, lines, anatomy.patches, weighs)
+        states = self._feature_states()
+        return Reading.by(self._family(), states, self.reads_norm, anatomy, settings)
 
 
 class LlavaLike(Hired):

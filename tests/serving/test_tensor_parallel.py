@@ -128,7 +128,6 @@ def _kept_of_three_heads(worker, folder, dummies):
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.models.intern_vit import InternVisionModel
 
-    from hired_kernels.models import judges
     from hired_kernels.models.vision_tower import Reading
     from hired_kernels.vllm import towers
     from hired_kernels.vllm.tower import keep
@@ -144,9 +143,8 @@ def _kept_of_three_heads(worker, folder, dummies):
     for module in tower.modules():
         if hasattr(module, "quant_method"):
             module.quant_method.process_weights_after_loading(module)
-    lines = judges.lines("auto", towers.InternVit, anatomy.patches)
     wanted = (config.num_hidden_layers,)
-    reading = Reading(towers.InternVit, wanted, False, lines, anatomy.patches, False)
+    reading = Reading.by(towers.InternVit, wanted, False, anatomy, model.hired.settings)
     todo = model.hired.plan(TOKENS, layouts_of(anatomy))
     kept = keep(tower, pixels_of(anatomy), reading, todo, model.hired.settings)
     return tower.encoder.layers[0].attn.num_heads_per_partition, kept.indices.tolist()
