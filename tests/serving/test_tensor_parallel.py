@@ -20,7 +20,15 @@ from hired_kernels.models.hired_tower import early_exit, full_images_first
 from hired_kernels.models.support import feature_layer_of
 
 # Heads of the tower in each rank.
-HEADS = {"llava-next-llama": 1, "llava-onevision": 1, "internvl": 2, "internvl-own-26b": 1}
+HEADS = {
+    "llava-next-llama": 1,
+    "llava": 1,
+    "granite-vision": 1,
+    "llava-onevision": 1,
+    "internvl": 2,
+    "internvl-own-26b": 1,
+    "qianfan-ocr": 1,
+}
 BUDGETS = (0.2, 0.5, 9)
 REQUESTS = [Request((size,), budget) for size in SIZES for budget in (None, *BUDGETS)]
 REQUESTS += [Request(tuple(SIZES[:3]), 0.3, seed=5)]
@@ -30,8 +38,7 @@ TWO_RANKS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
-# Of two pictures: partitions, and the budgets that they keep.
-PARTITIONS, TOKENS = 8, [30, 20]
+PARTITIONS, TOKENS = 8, 20  # of all pictures, and of each
 
 
 def pixels_of(anatomy):
@@ -40,7 +47,9 @@ def pixels_of(anatomy):
 
 
 def layouts_of(anatomy):
-    """Four sub-images and two."""
+    """Four sub-images and two, where there are any; else eight pictures of one partition."""
+    if anatomy.tiles is None and anatomy.pinpoints is None:
+        return [anatomy.tiled()] * PARTITIONS
     if anatomy.tiles is not None:
         return [anatomy.tiled(2, 2), anatomy.tiled(1, 2)]
     side = anatomy.tile
@@ -57,12 +66,13 @@ def _ask(engine, weights=None):
 
 
 def _kept(worker):
-    """What a rank keeps of random partitions of two pictures: its heads, indices."""
+    """What a rank keeps of random partitions: its heads, indices."""
     from hired_kernels.vllm.tower import _heads, keep
 
     model = worker.model_runner.get_model()
     tower, anatomy = getattr(model, model.tower_name), model.hired.anatomy
-    todo = model.hired.plan(TOKENS, layouts_of(anatomy))
+    layouts = layouts_of(anatomy)
+    todo = model.hired.plan([TOKENS] * len(layouts), layouts)
     kept = keep(tower, pixels_of(anatomy), model.reading, todo, model.hired.settings)
     inside = getattr(tower, "vision_model", tower)
     family = model.reading.family
@@ -72,7 +82,8 @@ def _kept(worker):
 
 
 def kept_in_transformers(tower, anatomy, layer=-1):
-    todo = plan_of(Settings(), anatomy, layouts_of(anatomy), TOKENS)
+    layouts = layouts_of(anatomy)
+    todo = plan_of(Settings(), anatomy, layouts, [TOKENS] * len(layouts))
     pixels = full_images_first(pixels_of(anatomy), todo)
     with torch.inference_mode():
         kept = early_exit(copy.deepcopy(tower), pixels, layer, todo, Settings())
@@ -89,7 +100,7 @@ def test_two_ranks_keep_the_tokens_of_one(made, kind, tmp_path):
     answers, kept, odd = call(_ask, model.engine(), folder, environment=TWO_RANKS)
     tower, anatomy = model.model.model.vision_tower, Anatomy.of(config)
     expected = kept_in_transformers(tower, anatomy, feature_layer_of(config))
-    assert len(expected) == sum(TOKENS)
+    assert len(expected) == TOKENS * len(layouts_of(anatomy))
     assert kept == [(HEADS[kind], expected)] * 2
     if narrow is not None:
         # Heads that two ranks do not divide: all of them in each, or a dummy head for a fourth.
@@ -145,6 +156,7 @@ def _kept_of_three_heads(worker, folder, dummies):
             module.quant_method.process_weights_after_loading(module)
     wanted = (config.num_hidden_layers,)
     reading = Reading.by(towers.InternVit, wanted, False, anatomy, model.hired.settings)
-    todo = model.hired.plan(TOKENS, layouts_of(anatomy))
+    layouts = layouts_of(anatomy)
+    todo = model.hired.plan([TOKENS] * len(layouts), layouts)
     kept = keep(tower, pixels_of(anatomy), reading, todo, model.hired.settings)
     return tower.encoder.layers[0].attn.num_heads_per_partition, kept.indices.tolist()
