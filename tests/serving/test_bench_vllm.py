@@ -17,6 +17,7 @@ from benchmarks.shared.families import FAMILIES
 from benchmarks.shared.llava_next import IMAGE_TOKEN
 from benchmarks.vllm import engine, served, tables
 from benchmarks.vllm.bench import Bench
+from hired_kernels.vllm import ARCHITECTURES
 
 BUDGETS = [1.0, 0.4, 0.2, 0.1]
 # Tokens of a prompt, of the stock model and by budget.
@@ -181,3 +182,8 @@ def test_only_other_families_have_other_settings() -> None:
         assert engine.settings("llava-next", device) == chosen
         assert engine.settings("internvl", device)["max_model_len"] == chosen["max_model_len"]
     assert engine.SETTINGS["cpu"]["limit_mm_per_prompt"] == {"image": 1}
+
+
+def test_the_plugin_has_an_architecture_for_each_family() -> None:
+    for family in FAMILIES.values():
+        assert f"Hired{family.architecture}" in ARCHITECTURES.values()
