@@ -13,8 +13,8 @@ import importlib
 from typing import Any
 
 # The versions that `make test-vllm` has passed with; docs/vllm.md has the table.
-TRIED = ("0.32",)
-INSTALL = 'pip install "vllm>=0.32,<0.33"'
+TRIED = ("0.31", "0.32")
+INSTALL = 'pip install "vllm>=0.31,<0.33"'
 
 _MODELS = "model_executor.models"
 # What the plugin overrides: under another name nobody would call it, and the model would be stock.

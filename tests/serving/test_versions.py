@@ -50,7 +50,7 @@ def test_the_installed_version_was_tried():
 
 @pytest.mark.parametrize(
     ("version", "tried"),
-    [("0.32.0", True), ("0.32", True), ("0.32.1.dev3", True), ("0.33.0", False), ("0.3.2", False),
+    [("0.32.0", True), ("0.32", True), ("0.32.1.dev3", True), ("0.31.0", True), ("0.33.0", False), ("0.3.2", False),
      ("0.320.0", False), ("1.0.32", False)],
 )  # fmt: skip
 def test_versions_that_were_tried(version, tried):
@@ -97,8 +97,8 @@ def test_another_version_says_so_in_a_line(registry, monkeypatch, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "hired: expected vLLM 0.32, which was tried, got 0.99.0: see docs/vllm.md, or "
-        'pip install "vllm>=0.32,<0.33"'
+        "hired: expected vLLM 0.31 or 0.32, which was tried, got 0.99.0: see docs/vllm.md, or "
+        'pip install "vllm>=0.31,<0.33"'
     )
 
 
