@@ -50,8 +50,8 @@ def test_the_installed_version_was_tried():
 
 @pytest.mark.parametrize(
     ("version", "tried"),
-    [("0.32.0", True), ("0.32", True), ("0.32.1.dev3", True), ("0.31.0", True), ("0.33.0", False), ("0.3.2", False),
-     ("0.320.0", False), ("1.0.32", False)],
+    [("0.32.0", True), ("0.32", True), ("0.32.1.dev3", True), ("0.31.0", True), ("0.33.0", False),
+     ("0.3.2", False), ("0.320.0", False), ("1.0.32", False)],
 )  # fmt: skip
 def test_versions_that_were_tried(version, tried):
     assert stock.was_tried(version) is tried
