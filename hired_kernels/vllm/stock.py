@@ -19,20 +19,14 @@ INSTALL = 'pip install "vllm>=0.31,<0.33"'
 _MODELS = "model_executor.models"
 # What the plugin overrides: under another name nobody would call it, and the model would be stock.
 _PROCESSING = {
-    "multimodal.processing": tuple(
-        f"{owner}.{name}"
-        for owner, names in {
-            "BaseMultiModalProcessor": (
-                "_apply_hf_processor_main",
-                "_get_mm_fields_config",
-                "_get_prompt_updates",
-                "apply",
-                "get_dummy_inputs",
-                "get_dummy_mm_inputs",
-            ),
-            "BaseProcessingInfo": ("model_id",),
-        }.items()
-        for name in names
+    "multimodal.processing": (
+        "BaseMultiModalProcessor._apply_hf_processor_main",
+        "BaseMultiModalProcessor._get_mm_fields_config",
+        "BaseMultiModalProcessor._get_prompt_updates",
+        "BaseMultiModalProcessor.apply",
+        "BaseMultiModalProcessor.get_dummy_inputs",
+        "BaseMultiModalProcessor.get_dummy_mm_inputs",
+        "BaseProcessingInfo.model_id",
     )
 }
 _UTILS = {f"{_MODELS}.utils": ("WeightsMapper",)}

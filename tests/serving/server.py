@@ -122,23 +122,22 @@ def expected_of(model: Model, request: Request) -> Answer:
 
 def metrics(address: str) -> dict[str, float]:
     """Of the server, by name: sums over what labels tell apart, replicas among it."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
-        lines = response.read().decode().splitlines()
-    sums: dict[str, float] = {}
-    for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#")):
-        name = name.partition("{")[0]
-        sums[name] = sums.get(name, 0) + float(value)
-    return sums
+    return _sums(address, r"([^{ ]+)")
 
 
 def answered(address: str) -> dict[str, float]:
     """Requests that were answered by each replica."""
+    return _sums(address, r'vllm:request_success_total\{engine="(\d+)"')
+
+
+def _sums(address: str, pattern: str) -> dict[str, float]:
+    """Of the metrics that begin like this, sums by what the pattern's group finds."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()
     sums: dict[str, float] = {}
     for line in lines:
-        if found := re.match(r'vllm:request_success_total\{engine="(\d+)".*\} (\S+)$', line):
-            sums[found[1]] = sums.get(found[1], 0) + float(found[2])
+        if not line.startswith("#") and (found := re.match(pattern, line)):
+            sums[found[1]] = sums.get(found[1], 0) + float(line.rpartition(" ")[2])
     return sums
 
 

@@ -43,7 +43,7 @@ class Processor(processing.Tiles, InternS1MultiModalProcessor):
 
     def _grid(self, size: ImageSize, processor: Any, kwargs: Any) -> geometry.Grid:
         asked, images = self.info.ctx.get_merged_mm_kwargs(kwargs), processor.image_processor
-        asked = {**asked, **asked.get("images_kwargs", {})}
+        asked = {**asked, **(asked.get("images_kwargs") or {})}
         least = max(1, asked.get("min_patches", images.min_patches))
         tiles = least, asked.get("max_patches", images.max_patches)
         tile = self.info.hired.anatomy.tile
