@@ -47,8 +47,8 @@ help:
 	@echo "make bench-model    on a GPU: LLaVA-NeXT-7B's shape, stock, as published, switched on"
 	@echo "make bench-load     on a GPU: what selection costs with 1 to 32 requests at a time"
 	@echo "make bench-vllm     on this CPU: vLLM with the plugin beside stock, 1 to 32 requests at a time"
-	@echo "make evidence       accuracy against budget, with the trained model that comes along"
-	@echo "make train-evidence trains that model: about 20 minutes on a core"
+	@echo "make evidence       accuracy against budget, with the trained models that come along"
+	@echo "make train-evidence trains one of them: SUBJECT=signs or pages, SEED=1; within an hour on a core"
 	@echo "make wheel          dist/*.whl for ARCHS=\"61;90\", or all; else for the GPU that is here"
 	@echo "make pascal-compiler  a compiler for sm_61 where nvcc is of CUDA 13, under build/pascal"
 	@echo "make kernel-report  registers, spills, trips to memory of each kernel: docs/kernels.md"
@@ -230,8 +230,11 @@ bench-load:
 evidence: setup
 	$(BIN)/python benchmarks evidence
 
+# One of its models: SUBJECT=pages, SEED=2, and FLAGS="--size large --device cuda" on a GPU.
+SUBJECT := signs
+SEED := 1
 train-evidence: setup
-	$(BIN)/python benchmarks evidence.train
+	$(BIN)/python benchmarks evidence.train --subject $(SUBJECT) --seed $(SEED) $(FLAGS)
 
 wheel: $(BIN)/.dependencies
 	HIRED_NATIVE=1 HIRED_CUDA_ARCHS="$(or $(ARCHS),auto)" $(BIN)/python -m pip wheel -q \

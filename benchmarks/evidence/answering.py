@@ -13,6 +13,7 @@ stage of LLaVA's own training does: a word of a question then finds its patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -23,98 +24,113 @@ from torch.nn import functional
 import hired_kernels
 from hired_kernels.cli import taken_apart
 
-from .pictures import SIDE, Scene, draw_scene, draw_size, paint
-from .questions import ANSWERS, KINDS, WORDS, WORDS_WITH_PLACE, Question, ask
-from .seeing import placed
-from .tiles import layout_of, partitions
+from .subject import SPECIAL, Question, Shown, Size, Subject
+from .tiles import layout_of
 
-_LENGTH = 9  # words of the longest question
-_PAD, _BOS = WORDS.index("<pad>"), WORDS.index("<s>")
-_ID = {word: number for number, word in enumerate(WORDS_WITH_PLACE)}
+_PAD, _BOS = SPECIAL.index("<pad>"), SPECIAL.index("<s>")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A step's pictures of one size: their partitions, what is asked about each, which tokens the
+    prompts keep, (B, K) places in reading order or None for all, and what those show. short: the
+    prompts are of what shows something and little else."""
+
+    size: Size
+    pixels: Tensor
+    asked: list[list[Question]]
+    kept: Tensor | None
+    shown: Shown
+    short: bool
+
+
+def draw(
+    subject: Subject, rng: np.random.Generator, pictures: int, each: int, *, short: bool
+) -> Lesson:
+    """`each` questions of each kind on each picture.
+
+    `short`: prompts of the patches that show something and few others, to begin with; what belongs
+    together is found sooner among thirty tokens than among three hundred.
+    """
+    size = subject.draw_size(rng)
+    scenes = [subject.draw_scene(rng, size) for _ in range(pictures)]
+    pixels = subject.partitions(subject.paint(rng, scenes))
+    asked = [subject.ask(rng, scene, each, subject.kinds) for scene in scenes]
+    order, shown = raster_order(*size, subject.tile), subject.shown(scenes)
+    shown = Shown(shown.about[:, order], None if shown.own is None else shown.own[:, order])
+    kept = _some(rng, shown, short)
+    if kept is not None:
+        about = shown.about.gather(1, kept[..., None].expand(-1, -1, shown.about.shape[2]))
+        shown = Shown(about, None if shown.own is None else shown.own.gather(1, kept))
+    return Lesson(size, pixels, asked, kept, shown, short)
 
 
 def loss(
-    model: nn.Module,
-    rng: np.random.Generator,
-    pictures: int,
-    each: int,
-    *,
-    short: bool,
-    kinds: Sequence[str] = KINDS,
-    original: bool = False,
+    model: nn.Module, subject: Subject, lesson: Lesson, *, original: bool = False
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of `each` questions of each kind on each picture, and the shares answered right.
+    """The loss of a step's questions, and the shares answered right where the prompt has it all.
 
     `original`: a token keeps the position that it has in the prompt of all of them.
-
-    `short`: prompts of the patches that show signs and few others, to begin with; what belongs
-    together is found sooner among thirty tokens than among three hundred.
     """
-    size = draw_size(rng)
-    scenes = [draw_scene(rng, size) for _ in range(pictures)]
-    pixels = partitions(paint(rng, scenes))
-    asked = [ask(rng, scene, each, kinds) for scene in scenes]
-    length = len(raster_order(*size))
-    with torch.autocast("cpu", torch.bfloat16):
-        tower = model.model.vision_tower
-        tokens = features(tower, begin(tower, pixels), pictures)[:, raster_order(*size)]
-        shown = _shown(scenes)
-        kept = _some(rng, scenes, short)
+    device, tower = model.device, model.model.vision_tower
+    order, kept = raster_order(*lesson.size, subject.tile), lesson.kept
+    with torch.autocast(device.type, torch.bfloat16):
+        pixels = lesson.pixels.to(device)
+        tokens = features(tower, begin(tower, pixels), len(pixels))[:, order.to(device)]
         if kept is not None:
-            tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-            shown = shown.gather(1, kept[..., None].expand(-1, -1, shown.shape[2]))
+            index = kept[..., None].to(device).expand(-1, -1, tokens.shape[2])
+            tokens = tokens.gather(1, index)
         projected = model.model.multi_modal_projector(tokens)
-        places = (kept, length) if original and kept is not None else None
-        logits = answers(model, projected, asked, places)
-    labels = torch.tensor([[_ID[each.answer] for each in row] for row in asked])
+        places = (kept, len(order)) if original and kept is not None else None
+        logits = answers(model, subject, projected, lesson.asked, places)
+    labels = [[subject.ids[each.answer] for each in row] for row in lesson.asked]
+    labels = torch.tensor(labels, device=device)
     total = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    embedded = model.get_input_embeddings().weight[[WORDS.index(word) for word in ANSWERS]]
-    sharp = shown[..., 0] >= 0
-    total = total + len(ANSWERS) * functional.binary_cross_entropy_with_logits(
-        (projected.float() @ embedded.T)[sharp], shown[sharp]
-    )
+    total = total + _named(model, subject, projected.float(), lesson.shown)
     told = {}
-    if kept is None or short:
-        right = (logits.argmax(dim=2) == labels).float().mean(dim=0).unflatten(0, (len(kinds), -1))
-        told = dict(zip(kinds, right.mean(dim=1).tolist(), strict=True))
+    if kept is None or lesson.short:
+        right = (logits.argmax(dim=2) == labels).float().mean(dim=0)
+        kinds = right.unflatten(0, (len(subject.kinds), -1)).mean(dim=1)
+        told = dict(zip(subject.kinds, kinds.tolist(), strict=True))
     return total, told
 
 
-def _shown(scenes: list[Scene]) -> Tensor:
-    """Which of ANSWERS each token is about, in raster order: (B, V, ANSWERS) 0 or 1.
+def _named(model: nn.Module, subject: Subject, projected: Tensor, shown: Shown) -> Tensor:
+    """The loss of the projector by itself: a patch lies near the embeddings of the words that it is
+    about, as in the first stage of LLaVA's own training, and near the output of its own word."""
+    words = torch.tensor([subject.ids[word] for word in subject.answers], device=projected.device)
+    embedded = model.get_input_embeddings().weight[words]
+    about = shown.about.to(projected.device)
+    asked = about[..., 0] >= 0
+    total = len(words) * functional.binary_cross_entropy_with_logits(
+        (projected @ embedded.T)[asked], about[asked]
+    )
+    if shown.own is not None:
+        own = shown.own.to(projected.device)
+        read = own >= 0
+        logits = projected[read] @ model.lm_head.weight[words].T
+        total = total + functional.cross_entropy(logits, own[read])
+    return total
 
-    Both patches of a sign are about its colour, its shape and its digit. -1 in full images.
-    """
-    order = raster_order(scenes[0].height, scenes[0].width).tolist()
-    shown = torch.zeros(len(scenes), len(order), len(ANSWERS))
-    shown[:, : SIDE * SIDE] = -1
-    for b, scene in enumerate(scenes):
-        for (p, t, _, _), sign in zip(placed(scene), scene.signs, strict=True):
-            words = [ANSWERS.index(word) for word in (sign.colour, sign.shape, str(sign.digit))]
-            for patch in (t, t + 1):
-                shown[b, order.index(p * SIDE * SIDE + patch), words] = 1
-    return shown
 
-
-def _some(rng: np.random.Generator, scenes: list[Scene], short: bool) -> Tensor | None:
+def _some(rng: np.random.Generator, shown: Shown, short: bool) -> Tensor | None:
     """Which tokens a step's prompts keep: (B, K) places in raster order, or None: all."""
-    order = raster_order(scenes[0].height, scenes[0].width).tolist()
-    chances = rng.random((len(scenes), len(order)))
+    B, V, _ = shown.about.shape
+    chances = rng.random((B, V))
     if short:
-        for row, scene in zip(chances, scenes, strict=True):
-            for p, t, _, _ in placed(scene):
-                row[[order.index(p * SIDE * SIDE + t), order.index(p * SIDE * SIDE + t + 1)]] = -1
-        count = 2 * max(len(scene.signs) for scene in scenes) + rng.integers(0, len(order) // 4)
+        needed = (shown.about > 0).any(dim=2).numpy()
+        chances[needed] = -1
+        count = int(needed.sum(axis=1).max()) + int(rng.integers(0, V // 4))
     elif rng.random() < 0.5:
         return None
     else:
-        count = int(rng.uniform(0.1, 1) * len(order))
+        count = int(rng.uniform(0.1, 1) * V)
     return torch.from_numpy(np.sort(chances.argsort(axis=1)[:, :count], axis=1))
 
 
 @torch.no_grad()
 def begin(tower: nn.Module, pixels: Tensor) -> taken_apart.Encoded:
-    """The tower on (B, P, 3, TILE, TILE), up to what is selected by."""
+    """The tower on (B, P, 3, tile, tile), up to what is selected by."""
     full_images = range(0, pixels.shape[0] * pixels.shape[1], pixels.shape[1])
     return taken_apart.begin(tower, pixels.flatten(0, 1), full_images=full_images)
 
@@ -127,9 +143,9 @@ def features(tower: nn.Module, encoded: taken_apart.Encoded, pictures: int) -> T
 
 
 @cache
-def raster_order(height: int, width: int) -> Tensor:
+def raster_order(height: int, width: int, tile: int) -> Tensor:
     """All tokens of a picture that are not padding, as LLaVA-NeXT packs them."""
-    layout = layout_of(height, width)
+    layout = layout_of(height, width, tile)
     flat = torch.zeros(layout.partitions, 1, layout.tokens)
     kept = hired_kernels.select(
         flat.mT, flat, flat, grids=[layout.grid], budget=1.0, crops=[layout.crop]
@@ -139,44 +155,46 @@ def raster_order(height: int, width: int) -> Tensor:
 
 def answers(
     model: nn.Module,
+    subject: Subject,
     tokens: Tensor,
-    asked: list[list[Question]],
+    asked: Sequence[Sequence[Question]],
     places: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """Logits (B, questions, words) after each question, given projected tokens (B, K, width).
 
     `places` has where the tokens stand, (B, K), among how many; None: one after the other.
     """
-    (B, K), count = tokens.shape[:2], len(asked[0])
-    words = torch.full((B, count, _LENGTH), _PAD)
+    (B, K), count, length = tokens.shape[:2], len(asked[0]), subject.longest
+    words = torch.full((B, count, length), _PAD)
     ends = torch.empty(B, count, dtype=torch.long)
     for b, row in enumerate(asked):
         for number, question in enumerate(row):
-            ids = [_ID[word] for word in question.text.split()]
+            ids = [subject.ids[word] for word in question.text.split()]
             words[b, number, : len(ids)] = torch.tensor(ids)
-            ends[b, number] = 1 + K + number * _LENGTH + len(ids) - 1
+            ends[b, number] = 1 + K + number * length + len(ids) - 1
     words = torch.cat((torch.full((B, 1), _BOS), words.flatten(1)), dim=1)
-    embedded = model.get_input_embeddings()(words).to(tokens.dtype)
+    embedded = model.get_input_embeddings()(words.to(tokens.device)).to(tokens.dtype)
     inputs = torch.cat((embedded[:, :1], tokens, embedded[:, 1:]), dim=1)
-    mask, positions = _mask(K, count)
+    mask, positions = _mask(K, count, length)
     if places is not None:
         before, behind = torch.zeros(B, 1, dtype=torch.long), positions[:, 1 + K :] - K + places[1]
         positions = torch.cat((before, 1 + places[0], behind.expand(B, -1)), dim=1)
     hidden = model.model.language_model(
         inputs_embeds=inputs,
-        attention_mask=mask.expand(B, -1, -1, -1).to(inputs.dtype),
-        position_ids=positions.expand(B, -1),
+        attention_mask=mask.to(inputs).expand(B, -1, -1, -1),
+        position_ids=positions.to(inputs.device).expand(B, -1),
         use_cache=False,
     ).last_hidden_state
-    last = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[2]))
+    last = hidden.gather(1, ends[..., None].to(hidden.device).expand(-1, -1, hidden.shape[2]))
     return model.lm_head(last).float()
 
 
 @cache
-def _mask(K: int, count: int) -> tuple[Tensor, Tensor]:
+def _mask(K: int, count: int, length: int) -> tuple[Tensor, Tensor]:
     """Who sees whom, as what is added to scores (1, 1, S, S), and positions (1, S)."""
-    question = torch.cat((torch.full((1 + K,), -1), torch.arange(count * _LENGTH) // _LENGTH))
-    position = torch.cat((torch.arange(1 + K), 1 + K + torch.arange(count * _LENGTH) % _LENGTH))
+    behind = torch.arange(count * length)
+    question = torch.cat((torch.full((1 + K,), -1), behind // length))
+    position = torch.cat((torch.arange(1 + K), 1 + K + behind % length))
     sees = (question[:, None] == question) | (question == -1)
     sees &= torch.ones_like(sees).tril()
     hidden = torch.zeros(sees.shape).masked_fill(~sees, float("-inf"))

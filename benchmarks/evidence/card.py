@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint, with its card and the demo's picture beside it."""
+"""A checkpoint, with its card, and the demo's picture beside the one that comes along."""
 
 # ruff: noqa: E501 (a table of the card is a line each)
 
@@ -16,52 +16,65 @@ from torch import nn
 from ..shared import report
 from . import evaluate
 from . import model as small
-from .pictures import draw_scene, paint
-from .questions import KINDS, Question, ask_all
+from .signs.pictures import draw_scene, paint
+from .signs.questions import ask_all
+from .subject import Question, Subject
 
 HELD_OUT_SEED, HELD_OUT = 99, 400  # pictures that neither training nor evaluate.py sees
 DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right
+_DATA = {
+    "signs": "grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count",
+    "pages": "pages of print of 168 to 336 pixels a side with headings, paragraphs, tables and stamps, 60 words and 20 numbers in five fonts of 11 to 22 pixels; questions for the word to the right of another, for a table's cell, for the block in which a word stands, and for what is printed large",
+}
+_LESSONS = {
+    "signs": "CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside",
+    "pages": "CLS has to tell which words are in a tile, after every layer; the feature layer's patches which word they show, which stand before and above it, and in what block; the second layer's which letters",
+}
 
 
-def write(model: nn.Module, options: argparse.Namespace, minutes: float) -> None:
+def write(model: nn.Module, subject: Subject, options: argparse.Namespace, minutes: float) -> None:
     """Save the checkpoint to `options.out`, and what it is worth on held-out pictures."""
     options.out.mkdir(parents=True, exist_ok=True)
-    small.save(model, options.out)
-    environment = report.environment()
+    small.save(model, subject, options.out)
+    environment = report.environment(options.device)
+    network = subject.networks[options.size]
+    processor = report.processor(environment)
     facts = {
+        "subject": subject.name,
         "seed": options.seed,
         "tower_steps": options.tower_steps,
         "answer_steps": options.answer_steps,
         "short_steps": options.short_steps,
         "pictures_a_step": options.pictures,
-        "questions_a_picture": options.questions * len(KINDS),
+        "questions_a_picture": options.questions * len(subject.kinds),
         "minutes": round(minutes, 1),
-        "machine": f"{environment['cpu']}, {options.threads} thread(s) of {os.cpu_count()} cores",
+        "machine": f"{processor}, {options.threads} thread(s) of {os.cpu_count()} cores",
         "torch": environment["torch"],
         "date": environment["date"],
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "tower": {"width": small.D, "layers": small.LAYERS, "heads": small.HEADS},
-        "language_model": {"width": small.TEXT_D, "layers": small.TEXT_LAYERS},
-        "accuracy": accuracy(small.load(options.out)),
+        "tower": {"width": network.D, "layers": network.layers, "heads": network.heads},
+        "language_model": {"width": network.text_D, "layers": network.text_layers},
+        "accuracy": accuracy(small.load(options.out), subject),
         "held_out_pictures": HELD_OUT,
     }
     report.write_json(options.out / "card.json", facts, indent=1)
-    (options.out / "README.md").write_text(text(facts))
-    picture, questions = demo_picture()
-    Image.fromarray(picture).save(options.out / "scene.png", optimize=True)
-    asked = [{"text": question.text, "answer": question.answer} for question in questions]
-    report.write_json(options.out / "scene.json", asked, indent=1)
-    print(text(facts))
+    (options.out / "README.md").write_text(text(facts, subject))
+    if options.out == small.checkpoint("signs", 1):
+        picture, questions = demo_picture()
+        Image.fromarray(picture).save(options.out / "scene.png", optimize=True)
+        asked = [{"text": question.text, "answer": question.answer} for question in questions]
+        report.write_json(options.out / "scene.json", asked, indent=1)
+    print(text(facts, subject))
 
 
-def accuracy(model: nn.Module) -> dict[str, float]:
+def accuracy(model: nn.Module, subject: Subject) -> dict[str, float]:
     """The share of questions answered right with all tokens, by kind and of all."""
     found = [
-        evaluate.right(model, group, ["exact"], [1.0], HELD_OUT_SEED)["exact", 1.0]
-        for group in evaluate.groups(HELD_OUT_SEED, HELD_OUT)
+        evaluate.right(model, subject, group, ["exact"], [1.0], HELD_OUT_SEED)["exact", 1.0]
+        for group in evaluate.groups(subject, HELD_OUT_SEED, HELD_OUT)
     ]
     matrix = np.concatenate(found)
-    kinds = dict(zip(KINDS, matrix.mean(axis=0).round(4).tolist(), strict=True))
+    kinds = dict(zip(subject.kinds, matrix.mean(axis=0).round(4).tolist(), strict=True))
     return {**kinds, "all": round(float(matrix.mean()), 4)}
 
 
@@ -72,23 +85,24 @@ def demo_picture() -> tuple[np.ndarray, list[Question]]:
     return paint(rng, [scene])[0], ask_all(scene)
 
 
-def text(facts: dict[str, Any]) -> str:
+def text(facts: dict[str, Any], subject: Subject) -> str:
     """The card."""
     right = facts["accuracy"]
-    kinds = "\n".join(f"| {kind} questions | {right[kind]:.1%} |" for kind in KINDS)
-    return f"""# A small LLaVA-NeXT that looks closely
+    kinds = "\n".join(f"| {kind} questions | {right[kind]:.1%} |" for kind in subject.kinds)
+    T = subject.side**2
+    card = f"""# A small LLaVA-NeXT that looks closely: {subject.name}
 
 A `LlavaNextForConditionalGeneration` of {facts["parameters"] / 1e6:.2f} million parameters, float16,
 trained by this project on pictures that it draws (`benchmarks/evidence/`), and on nothing else. It is
-there to find out which visual tokens a model needs, and for the demo; it knows no photographs.
+there to find out which visual tokens a model needs; it knows no photographs.
 
 | | |
 |---|---|
-| tower | CLIP with CLS: {facts["tower"]["layers"]} layers of width {facts["tower"]["width"]}, {facts["tower"]["heads"]} heads, tiles of 112 pixels, patches of 14 (T = 64); feature layer -2 |
+| tower | CLIP with CLS: {facts["tower"]["layers"]} layers of width {facts["tower"]["width"]}, {facts["tower"]["heads"]} heads, tiles of {subject.tile} pixels, patches of 14 (T = {T}); feature layer -2 |
 | language model | Llama: {facts["language_model"]["layers"]} layers of width {facts["language_model"]["width"]}, a word a token |
-| data | grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count. Drawn anew in every step |
-| stage 1 | the tower: CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
-| stage 2 | projector and language model over the frozen tower, from patches to words and from questions to answers: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show signs and a few random others; then half with all tokens, half with a random share of them, uniformly drawn |
+| data | {_DATA[subject.name]}. Drawn anew in every step |
+| stage 1 | the tower: {_LESSONS[subject.name]}. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
+| stage 2 | projector and language model over the frozen tower, from patches to words and from questions to answers: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show something and a few random others; then half with all tokens, half with a random share of them, uniformly drawn |
 | seed | {facts["seed"]} |
 | took | {facts["minutes"]:.0f} minutes, {facts["machine"]}, PyTorch {facts["torch"]}, {facts["date"][:10]} |
 
@@ -99,7 +113,12 @@ Right answers with all tokens, {facts["held_out_pictures"]} held-out pictures, a
 {kinds}
 | all | {right["all"]:.1%} |
 
-`scene.png` is one of its pictures, for the demo, chosen for a first question in `scene.json` that is
-answered right with all tokens and with 20 %: an illustration; the figures are in docs/evidence.md. `make train-evidence` makes
-all of this again. Licence: Apache-2.0, as the rest.
 """
+    if (subject.name, facts["seed"]) == ("signs", 1):
+        card += """`scene.png` is one of its pictures, for the demo, chosen for a first question in `scene.json` that is
+answered right with all tokens and with 20 %: an illustration; the figures are in docs/evidence.md. """
+    return (
+        card
+        + """`make train-evidence` makes all of this again. Licence: Apache-2.0, as the rest.
+"""
+    )

@@ -19,32 +19,44 @@ import hired_kernels
 from hired_kernels import geometry, reference
 from hired_kernels.cli.taken_apart import Encoded, queries_and_keys
 
+from . import answering
+from .subject import Subject
+
 ALPHA = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """B pictures of one size: where they are cut, and what CLS attends to.
+    """B pictures of one size: what was painted, where it is cut, and what the tower makes of it.
 
+    pictures (B, height, width, 3) uint8. tokens (B, P * T, D): all that LLaVA could read.
     initial (B, T), final (B, P, T): attention of the initial layer in the full image and of the
     feature layer in every partition, summed over heads. encoded: the same as queries and keys.
     patches (B * P, T, H, Dh): the feature layer's queries of all patches.
     """
 
+    subject: Subject
+    pictures: np.ndarray
+    tower: nn.Module
     layout: geometry.Layout
     encoded: Encoded
+    tokens: Tensor
     initial: Tensor
     final: Tensor
     patches: Tensor
 
 
 Kept = list[list[int]]  # of each picture, `p * T + t` in the order in which they are read
-Contender = Callable[[Seen, int, np.random.Generator], Kept]
+# Who does not choose among tokens but makes its own gives those: (B, at most K, D).
+Contender = Callable[[Seen, int, np.random.Generator], Kept | Tensor]
 
 
-def see(layout: geometry.Layout, encoded: Encoded, tower: nn.Module) -> Seen:
-    """The CLS rows of pictures of one layout, and the queries of their patches."""
+def see(subject: Subject, pictures: np.ndarray, tower: nn.Module) -> Seen:
+    """Pictures of one size through the tower."""
+    layout = subject.layout(*pictures.shape[1:3])
     T, P = layout.tokens, layout.partitions
+    encoded = answering.begin(tower, subject.partitions(pictures))
+    tokens = answering.features(tower, encoded, len(pictures))
     scale = tower.encoder.layers[0].self_attn.scale
     patches = queries_and_keys(tower, encoded.layer, encoded.hidden)[0][:, -T:]
 
@@ -53,7 +65,8 @@ def see(layout: geometry.Layout, encoded: Encoded, tower: nn.Module) -> Seen:
         return reference.head_sums(attention.softmax(dim=-1))[:, -T:]
 
     query, key, *final = encoded.scores()
-    return Seen(layout, encoded, rows(query, key), rows(*final).unflatten(0, (-1, P)), patches)
+    initial, feature = rows(query, key), rows(*final).unflatten(0, (-1, P))
+    return Seen(subject, pictures, tower, layout, encoded, tokens, initial, feature, patches)
 
 
 def hired(seen: Seen, K: int, rng: np.random.Generator, alpha: float = ALPHA) -> Kept:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against budget: which way of choosing K tokens answers most questions right.
 
-    python benchmarks evidence            # eight minutes on two cores; docs/evidence.*
-    python benchmarks evidence --quick    # a few pictures; prints only
+    python benchmarks evidence                       # all subjects and seeds: docs/evidence.*
+    python benchmarks evidence --subject signs       # one of them; prints only
+    python benchmarks evidence --quick               # a few pictures; prints only
 
-Pictures and questions come from seeds that training does not use. The tower runs once a picture;
-every contender's tokens then go through the same projector and language model.
+Pictures and questions come from seeds that training does not use, and all models of a subject get
+the same. The tower runs once a picture; every contender's tokens then go through the same projector
+and language model.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,21 +24,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ..shared import command
-from . import answering
+from ..shared import command, report
+from . import answering, tables
 from . import contenders as field
 from . import model as small
 from .contenders import CONTENDERS
-from .pictures import SIZES, Scene, draw_scene, paint
-from .questions import KINDS, WORDS, ask
-from .tables import write
-from .tiles import layout_of, partitions
+from .subject import Question, Subject
+from .subjects import SUBJECTS
+from .successors import SUCCESSORS
 
 BUDGETS = (1.0, 0.6, 0.4, 0.2, 0.1, 0.05)
-# The published code cannot divide 64 tokens among three sub-images: no pictures of that size here.
-ASKED_SIZES = {size: share for size, share in SIZES.items() if size != (336, 112)}
+FIELD = {**CONTENDERS, **SUCCESSORS}
+SEEDS = (1, 2, 3)  # of training
+ANSWERS = Path("out/evidence/answers")  # of each model, question by question
 _FIRST_SEED = 1000  # training's are below
 
 
@@ -42,71 +47,83 @@ _FIRST_SEED = 1000  # training's are below
 class Group:
     """Pictures of one size, and a question of each kind about each."""
 
-    scenes: list[Scene]
+    scenes: list[Any]
     pictures: np.ndarray
-    asked: list[list[Any]]
+    asked: list[list[Question]]
 
 
-def groups(seed: int, count: int, batch: int = 20, kinds: Sequence[str] = KINDS) -> Iterator[Group]:
-    """`count` pictures in batches of one size, every size as often as `ASKED_SIZES` says."""
+def groups(subject: Subject, seed: int, count: int, batch: int = 20) -> Iterator[Group]:
+    """`count` pictures in batches of one size, every size as often as `asked_sizes` says."""
     rng = np.random.default_rng((_FIRST_SEED, seed))
-    total = sum(ASKED_SIZES.values())
-    for size, share in ASKED_SIZES.items():
+    total = sum(subject.asked_sizes.values())
+    for size, share in subject.asked_sizes.items():
         left = round(count * share / total)
         while left > 0:
-            scenes = [draw_scene(rng, size) for _ in range(min(batch, left))]
-            pictures = paint(rng, scenes)
-            yield Group(scenes, pictures, [ask(rng, scene, kinds=kinds) for scene in scenes])
+            scenes = [subject.draw_scene(rng, size) for _ in range(min(batch, left))]
+            pictures = subject.paint(rng, scenes)
+            asked = [subject.ask(rng, scene, 1, subject.kinds) for scene in scenes]
+            yield Group(scenes, pictures, asked)
             left -= batch
 
 
 @torch.no_grad()
 def right(
-    model: torch.nn.Module, group: Group, names: Sequence[str], shares: Sequence[float], seed: int
+    model: torch.nn.Module,
+    subject: Subject,
+    group: Group,
+    names: Sequence[str],
+    shares: Sequence[float],
+    seed: int,
 ) -> dict[tuple[str, float], np.ndarray]:
-    """Which answers are right, (pictures, KINDS) bool, of each contender at each budget."""
-    height, width = group.pictures.shape[1:3]
-    layout, tower = layout_of(height, width), model.model.vision_tower
-    pixels = partitions(group.pictures)
-    encoded = answering.begin(tower, pixels)
-    tokens = answering.features(tower, encoded, len(pixels))
-    projected = model.model.multi_modal_projector(tokens)
-    seen = field.see(layout, encoded, tower)
-    labels = torch.tensor([[WORDS.index(each.answer) for each in row] for row in group.asked])
+    """Which answers are right, (pictures, kinds) bool, of each contender at each budget."""
+    seen = field.see(subject, group.pictures, model.model.vision_tower)
+    labels = torch.tensor([[subject.ids[each.answer] for each in row] for row in group.asked])
 
-    def answered(kept: field.Kept) -> np.ndarray:
+    def answered(chosen: field.Kept | Tensor) -> np.ndarray:
         out = torch.empty_like(labels)
-        for length in {len(row) for row in kept}:  # the published policy keeps fewer here and there
-            rows = [b for b, row in enumerate(kept) if len(row) == length]
-            index = torch.tensor([kept[b] for b in rows], dtype=torch.long).view(len(rows), -1, 1)
-            chosen = projected[rows].gather(1, index.expand(-1, -1, projected.shape[2]))
+        lengths = [len(row) for row in chosen]
+        for length in set(lengths):  # the published policy keeps fewer here and there
+            rows = [b for b, mine in enumerate(lengths) if mine == length]
+            if isinstance(chosen, Tensor):
+                tokens = chosen[rows]
+            else:
+                index = torch.tensor([chosen[b] for b in rows], dtype=torch.long)
+                index = index.view(len(rows), -1, 1).expand(-1, -1, seen.tokens.shape[2])
+                tokens = seen.tokens[rows].gather(1, index)
+            projected = model.model.multi_modal_projector(tokens)
             asked = [group.asked[b] for b in rows]
-            out[rows] = answering.answers(model, chosen, asked).argmax(dim=2)
+            out[rows] = answering.answers(model, subject, projected, asked).argmax(dim=2)
         return (out == labels).numpy()
 
     results = {}
     for share in shares:
         done: list[tuple[field.Kept, np.ndarray]] = []
         for name in names:
-            rng = np.random.default_rng((_FIRST_SEED, seed, height, width))
-            kept = CONTENDERS[name](seen, layout.budget(share), rng)
+            if share == 1.0 and name in SUCCESSORS and "exact" in names:
+                results[name, share] = results["exact", share]  # nothing to be left out
+                continue
+            rng = np.random.default_rng((_FIRST_SEED, seed, *group.pictures.shape[1:3]))
+            chosen = FIELD[name](seen, seen.layout.budget(share), rng)
+            if isinstance(chosen, Tensor):
+                results[name, share] = answered(chosen)
+                continue
             # At 100 % most contenders keep the same.
-            same = next((result for other, result in done if other == kept), None)
-            results[name, share] = answered(kept) if same is None else same
-            done.append((kept, results[name, share]))
+            same = next((result for other, result in done if other == chosen), None)
+            results[name, share] = answered(chosen) if same is None else same
+            done.append((chosen, results[name, share]))
     return results
 
 
-def _cases(folder: Path, batch: tuple[int, Group]) -> list[dict[str, Any]]:
+def _cases(subject: str, folder: Path, batch: tuple[int, Group]) -> list[dict[str, Any]]:
     """What every contender gets right in a batch of pictures, as it is written down."""
     torch.set_num_threads(1)
     (seed, group), cases = batch, []
-    found = right(_loaded(folder), group, list(CONTENDERS), BUDGETS, seed)
+    found = right(_loaded(folder), SUBJECTS[subject], group, list(FIELD), BUDGETS, seed)
     for (name, share), matrix in found.items():
         case = {"seed": seed, "size": list(group.pictures.shape[1:3]), "contender": name}
         case["budget"] = share
-        case["right"] = dict(zip(KINDS, matrix.T.astype(int).tolist(), strict=True))
-        cases.append(case)
+        kinds = zip(SUBJECTS[subject].kinds, matrix.T.astype(int).tolist(), strict=True)
+        cases.append({**case, "right": dict(kinds)})
     return cases
 
 
@@ -115,19 +132,49 @@ def _loaded(folder: Path) -> torch.nn.Module:
     return small.load(folder)
 
 
+def ask_model(subject: Subject, training: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All cases of one model, from its file if there is one that may be reused."""
+    path = ANSWERS / f"{subject.name}-{training}.json"
+    if options.reuse and path.exists():
+        return json.loads(path.read_text())["cases"]
+    folder = small.checkpoint(subject.name, training)
+    seeds, count = (1, 40) if options.quick else (options.seeds, options.pictures)
+    batches = [(seed, group) for seed in range(seeds) for group in groups(subject, seed, count)]
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        found = pool.map(partial(_cases, subject.name, folder), batches)
+        bar = tqdm(found, desc=f"{subject.name} {training}", unit="batch", total=len(batches))
+        cases = [{"training": training, **case} for batch in bar for case in batch]
+    if not options.quick:
+        environment = {**report.environment(), "model": json_of(folder)}
+        report.write_json(path, {"environment": environment, "cases": cases}, indent=0)
+    return cases
+
+
+def json_of(folder: Path) -> dict[str, Any]:
+    """How a checkpoint was trained, from its card."""
+    facts = json.loads((folder / "card.json").read_text())
+    return {key: facts[key] for key in ("seed", "minutes", "machine", "torch", "date")}
+
+
 def main() -> None:
-    """Evaluate, and write docs/evidence.md, its plot, and the figures as JSON."""
+    """Evaluate, and write docs/evidence.md, its plots, and the figures as JSON."""
     parser = command.parser(__doc__)
-    parser.add_argument("--model", type=Path, default=small.CHECKPOINT)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--subject", choices=SUBJECTS, help="(default: all)")
+    parser.add_argument("--training", type=int, nargs="+", default=SEEDS, help="seeds of training")
+    parser.add_argument("--seeds", type=int, default=2, help="of pictures")
     parser.add_argument("--pictures", type=int, default=200, help="of a seed, four questions each")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--reuse", action="store_true", help=f"answers that lie in {ANSWERS}")
     parser.add_argument("--quick", action="store_true", help="one seed of 40 pictures; prints only")
     options = parser.parse_args()
-    seeds, count = (1, 40) if options.quick else (options.seeds, options.pictures)
-    batches = [(seed, group) for seed in range(seeds) for group in groups(seed, count)]
-    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        found = pool.map(partial(_cases, options.model), batches)
-        bar = tqdm(found, desc="pictures", unit="batch", total=len(batches))
-        cases = [case for batch in bar for case in batch]
-    write(cases, quick=options.quick)
+    subjects = [SUBJECTS[options.subject]] if options.subject else list(SUBJECTS.values())
+    found = {
+        subject.name: [
+            case for seed in options.training for case in ask_model(subject, seed, options)
+        ]
+        for subject in subjects
+    }
+    whole = (
+        not options.quick and len(found) == len(SUBJECTS) and set(options.training) == set(SEEDS)
+    )
+    tables.write(found, keep=whole)

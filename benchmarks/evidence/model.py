@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small LLaVA-NeXT: transformers' own classes, a tenth of everything.
 
-Tiles of 112 pixels and 8 x 8 patches, so T = 64 and a picture of five partitions is 320 tokens. A
-CLIP tower of 5 layers, of which LLaVA reads the fourth (feature layer -2, as in LLaVA-NeXT); a
-projector; a Llama of 3 layers; a tokenizer with a word for each token.
+A CLIP tower of which LLaVA reads the last layer but one (feature layer -2, as in LLaVA-NeXT); a
+projector; a Llama; a tokenizer with a word for each token. A subject says how large the tiles are:
+T is 64 for signs and 144 for pages, so a picture of five partitions is 320 or 720 tokens.
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ from transformers import (
 
 from ..shared import processor
 from ..shared.report import ROOT
-from .pictures import PATCH, SIDE, TILE
-from .questions import WORDS
-
-D, HEADS, LAYERS = 128, 4, 5
-TEXT_D, TEXT_LAYERS = 128, 3
-PINPOINTS = [[rows * TILE, cols * TILE] for rows, cols in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-CHECKPOINT = ROOT / "hired_kernels" / "data" / "evidence"
+from .subject import SPECIAL, Subject
+from .tiles import GRIDS, PATCH
 
 
-def build(seed: int, words: int = len(WORDS)) -> LlavaNextForConditionalGeneration:
-    """The model, untrained, with a vocabulary of `words`."""
+def checkpoint(subject: str, seed: int) -> Path:
+    """Where a trained model lies. The first of signs comes with the package, for the demo."""
+    if (subject, seed) == ("signs", 1):
+        return ROOT / "hired_kernels" / "data" / "evidence"
+    return Path(__file__).parent / "checkpoints" / f"{subject}-{seed}"
+
+
+def build(subject: Subject, seed: int, size: str = "small") -> LlavaNextForConditionalGeneration:
+    """The model, untrained; `size` is a key of the subject's networks."""
+    network = subject.networks[size]
     vision = CLIPVisionConfig(
-        hidden_size=D,
-        intermediate_size=4 * D,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        image_size=TILE,
+        hidden_size=network.D,
+        intermediate_size=4 * network.D,
+        num_hidden_layers=network.layers,
+        num_attention_heads=network.heads,
+        image_size=subject.tile,
         patch_size=PATCH,
     )
     text = LlamaConfig(
-        hidden_size=TEXT_D,
-        intermediate_size=3 * TEXT_D,
-        num_hidden_layers=TEXT_LAYERS,
+        hidden_size=network.text_D,
+        intermediate_size=3 * network.text_D,
+        num_hidden_layers=network.text_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        vocab_size=words,
+        vocab_size=len(subject.words),
         max_position_embeddings=1024,
-        pad_token_id=WORDS.index("<pad>"),
-        bos_token_id=WORDS.index("<s>"),
-        eos_token_id=WORDS.index("</s>"),
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
@@ -58,17 +61,21 @@ def build(seed: int, words: int = len(WORDS)) -> LlavaNextForConditionalGenerati
         LlavaNextConfig(
             vision_config=vision,
             text_config=text,
-            image_token_index=WORDS.index("<image>"),
-            image_grid_pinpoints=PINPOINTS,
+            image_token_index=SPECIAL.index("<image>"),
+            image_grid_pinpoints=_pinpoints(subject),
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
         )
     )
-    _place(model.model.vision_tower.embeddings.position_embedding.weight)
+    _place(model.model.vision_tower.embeddings.position_embedding.weight, subject.side)
     generator = torch.Generator().manual_seed(seed)
     for part in (model.model.multi_modal_projector, model.model.language_model):
         _spread(part, generator)
     return model
+
+
+def _pinpoints(subject: Subject) -> list[list[int]]:
+    return [[rows * subject.tile, cols * subject.tile] for rows, cols in GRIDS]
 
 
 @torch.no_grad()
@@ -81,22 +88,24 @@ def _spread(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _place(positions: torch.Tensor) -> None:
+def _place(positions: torch.Tensor, side: int) -> None:
     """Positions to begin with: CLS, then sines and cosines of row and column, as loud as a patch.
 
     Noise a twentieth as loud, CLIP's own beginning, takes long to say what stands beside what.
     """
-    rates = torch.logspace(0, -1.5, D // 4)
-    row, col = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    rates = torch.logspace(0, -1.5, positions.shape[1] // 4)
+    row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [at.reshape(-1, 1) * rates for at in (row, col)]
     waves = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
     positions[1:] = waves / 2
 
 
-def build_processor() -> LlavaNextProcessor:
+def build_processor(subject: Subject) -> LlavaNextProcessor:
     """Image processor and tokenizer: a prompt is `<s> <image> question`, words apart by spaces."""
     tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    return processor.build(WORDS, TILE, PATCH, PINPOINTS, padding_side="left", **tokens)
+    return processor.build(
+        subject.words, subject.tile, PATCH, _pinpoints(subject), padding_side="left", **tokens
+    )
 
 
 def load(folder: Path) -> LlavaNextForConditionalGeneration:
@@ -104,7 +113,7 @@ def load(folder: Path) -> LlavaNextForConditionalGeneration:
     return LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def save(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
+def save(model: LlavaNextForConditionalGeneration, subject: Subject, folder: Path) -> None:
     """A checkpoint as transformers saves it, in float16."""
     model.to(torch.float16).save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    build_processor(subject).save_pretrained(folder)

@@ -13,6 +13,7 @@ is then asked with both, at each budget. Training goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -29,9 +30,10 @@ from . import contenders as field
 from . import model as small
 from .contenders import CONTENDERS
 from .evaluate import BUDGETS, Group, groups
-from .questions import WITH_PLACE, WORDS_WITH_PLACE
-from .tiles import layout_of, partitions
+from .signs import SUBJECT
+from .signs.questions import WITH_PLACE, WORDS_WITH_PLACE
 
+ASKED = dataclasses.replace(SUBJECT, name="places", kinds=WITH_PLACE, words=WORDS_WITH_PLACE)
 POSITIONS = ("kept", "original")
 POLICIES = ("exact", "pooled")
 RESULTS = report.RESULTS / "positions.json"
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=200, help="pictures of a seed")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    options.drawers = 0
     if options.quick:
         options.answer_steps, options.short_steps, options.pictures = 4, 2, 2
         options.seeds, options.asked, options.work = 1, 12, options.work / "quick"
@@ -82,17 +85,15 @@ def _trained_and_asked(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Train one model; minutes, and what it answers right with either positions."""
     torch.set_num_threads(options.threads)
-    model = small.build(options.seed, len(WORDS_WITH_PLACE))
-    model.model.vision_tower.load_state_dict(
-        small.load(small.CHECKPOINT).model.vision_tower.state_dict()
-    )
+    model = small.build(ASKED, options.seed)
+    tower = small.load(small.checkpoint("signs", 1)).model.vision_tower
+    model.model.vision_tower.load_state_dict(tower.state_dict())
     options.work.mkdir(parents=True, exist_ok=True)
-    minutes = train.train_answers(
-        model, options, kinds=WITH_PLACE, original=positions == "original", name=positions
-    )
+    original = positions == "original"
+    minutes = train.train_answers(model, ASKED, options, original=original, name=positions)
     cases = []
     for seed in range(options.seeds):
-        for group in groups(seed, options.asked, kinds=WITH_PLACE):
+        for group in groups(ASKED, seed, options.asked):
             cases += _asked(model.eval(), group, seed, positions)
     return minutes, _merged(cases)
 
@@ -100,24 +101,18 @@ def _trained_and_asked(
 @torch.no_grad()
 def _asked(model: nn.Module, group: Group, seed: int, trained: str) -> list[dict[str, Any]]:
     """How many answers are right in a batch of pictures, by kind."""
-    layout, tower = layout_of(*group.pictures.shape[1:3]), model.model.vision_tower
-    pixels = partitions(group.pictures)
-    encoded = answering.begin(tower, pixels)
-    tokens = answering.features(tower, encoded, len(pixels))
-    projected = model.model.multi_modal_projector(tokens)
-    seen = field.see(layout, encoded, tower)
-    order = answering.raster_order(*group.pictures.shape[1:3])
-    place = torch.empty(tokens.shape[1], dtype=torch.long).index_copy(
+    seen = field.see(ASKED, group.pictures, model.model.vision_tower)
+    projected = model.model.multi_modal_projector(seen.tokens)
+    order = answering.raster_order(*group.pictures.shape[1:3], ASKED.tile)
+    place = torch.empty(seen.tokens.shape[1], dtype=torch.long).index_copy(
         0, order, torch.arange(len(order))
     )
-    labels = torch.tensor(
-        [[WORDS_WITH_PLACE.index(each.answer) for each in row] for row in group.asked]
-    )
+    labels = torch.tensor([[ASKED.ids[each.answer] for each in row] for row in group.asked])
     cases = []
     for share in BUDGETS:
         for policy in POLICIES:
             rng = np.random.default_rng(seed)
-            kept = torch.tensor(CONTENDERS[policy](seen, layout.budget(share), rng))
+            kept = torch.tensor(CONTENDERS[policy](seen, seen.layout.budget(share), rng))
             chosen = projected.gather(1, kept[..., None].expand(-1, -1, projected.shape[2]))
             for positions in POSITIONS:
                 places = (place[kept], len(order)) if positions == "original" else None
@@ -142,7 +137,7 @@ def _right(
     labels: Tensor,
 ) -> Tensor:
     """Which answers are right, (pictures, kinds) 0 or 1."""
-    logits = answering.answers(model, chosen, group.asked, places)
+    logits = answering.answers(model, ASKED, chosen, group.asked, places)
     return (logits.argmax(dim=2) == labels).long()
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of `evaluate.py` as JSON, as tables in docs/evidence.md, and as a plot.
-
-Intervals are 95 %: 1.96 standard errors over pictures, whose four questions are not independent.
-"""
+"""The figures as Markdown, plots and JSON, and what the rule for the default makes of them."""
 
 from __future__ import annotations
 
@@ -13,32 +10,40 @@ import numpy as np
 
 from ..shared import report
 from ..shared.report import ROOT
-from .questions import KINDS
+from .intervals import half_width
+from .subjects import SUBJECTS
 
-PAGE, PLOT = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.svg"
+PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = report.RESULTS / "evidence.json"
-SHAPES_OF_PICTURES = {
-    "four tiles": lambda size: size == [224, 224],
-    "two tiles": lambda size: 112 in size,
-    "four tiles, padded": lambda size: size in ([224, 168], [140, 224]),
-}
+DEFAULT, CANDIDATES = "exact", ("exact, α = 0.25", "pooled")
+FEW, FIFTH = ("0.1", "0.05"), "0.2"  # the budgets that the rule for the default looks at
 _COLOURS = (
     *("#1f5fbf", "#d1495b", "#6aaed6", "#8d6a9f", "#2a9d5c", "#e08e2b", "#c06c1f", "#e5b35c"),
-    *("#c48ab8", "#74c69d", "#7a7a7a", "#b0a160", "#4a4a4a"),
+    *("#c48ab8", "#74c69d", "#7a7a7a", "#b0a160", "#4a4a4a", "#0b7a75", "#7b2d26", "#3d348b"),
+    *("#5f7a1f", "#b5179e"),
 )
+Cases = list[dict[str, Any]]
 
 
-def write(cases: list[dict[str, Any]], *, quick: bool) -> None:
-    """Print the tables; unless `quick`, write all three files."""
-    text = "\n\n".join(markdown(cases))
-    print(text)
-    if quick:
+def write(found: dict[str, Cases], *, keep: bool) -> None:
+    """Print the tables of each subject's cases; with `keep` write all files."""
+    parts = {name: summary(name, cases) for name, cases in found.items()}
+    for name, part in parts.items():
+        print(f"{name}\n\n" + "\n\n".join(markdown(name, part)))
+    if not keep:
         return
-    method = {"questions": "one of each kind a picture", "interval": "95 %, over pictures"}
-    found = {"environment": report.environment(), "method": method, "summary": summary(cases)}
-    report.write_json(RESULTS, found, indent=1)
-    put("figures", text)
-    PLOT.write_text(plot(found["summary"]["all"]))
+    method = {
+        "questions": "one of each kind a picture, the same for all models of a subject",
+        "interval": "95 %, over pictures and training seeds: two-way, random, Satterthwaite",
+        "models": {name: sorted({case["training"] for case in found[name]}) for name in found},
+        "pictures": {name: part["pictures"] for name, part in parts.items()},
+    }
+    facts = {"environment": report.environment(), "method": method, "summary": parts}
+    report.write_json(RESULTS, {**facts, "decision": decision(parts)}, indent=1)
+    for name, part in parts.items():
+        put(name, "\n\n".join(markdown(name, part)))
+        (ROOT / "docs" / f"evidence-{name}.svg").write_text(plot(part["all"]))
+    put("decision", decided(parts))
 
 
 def put(name: str, text: str) -> None:
@@ -48,43 +53,114 @@ def put(name: str, text: str) -> None:
     PAGE.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}")
 
 
-def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """{"all", kinds, shapes of pictures: {contender: {budget: {accuracy, interval, ...}}}}."""
-    parts = {"all": _figures(cases, KINDS)}
-    parts |= {kind: _figures(cases, (kind,)) for kind in KINDS}
-    for name, fits in SHAPES_OF_PICTURES.items():
-        parts[name] = _figures([case for case in cases if fits(case["size"])], KINDS)
-    return parts
+def shape_of(subject: str, size: Sequence[int]) -> str:
+    """How a picture is cut, in words."""
+    layout = SUBJECTS[subject].layout(*size)
+    whole = (layout.valid - layout.tokens) == (layout.partitions - 1) * layout.tokens
+    count = {2: "two", 4: "four"}[layout.partitions - 1]
+    return f"{count} tiles" + ("" if whole else ", padded")
 
 
-def markdown(cases: list[dict[str, Any]]) -> list[str]:
-    """The tables of docs/evidence.md."""
-    parts = summary(cases)
-    pictures = next(iter(next(iter(parts["all"].values())).values()))["pictures"]
-    seeds = len({case["seed"] for case in cases})
+def summary(subject: str, cases: Cases) -> dict[str, Any]:
+    """{"pictures": how many, and for "all", each kind of question and each shape of pictures:
+    {contender: {budget: {accuracy, interval, to exact, interval to exact}}}}."""
+    kinds = SUBJECTS[subject].kinds
+    parts: dict[str, Any] = {"all": _figures(cases, kinds)}
+    parts["few"] = _figures(cases, kinds, together=tuple(float(share) for share in FEW))
+    parts |= {kind: _figures(cases, (kind,)) for kind in kinds}
+    shapes = [shape_of(subject, case["size"]) for case in cases]
+    for shape in dict.fromkeys(shapes):
+        chosen = [case for case, its in zip(cases, shapes, strict=True) if its == shape]
+        parts[shape] = _figures(chosen, kinds)
+    one = [case for case in cases if (case["contender"], case["budget"]) == (DEFAULT, 1.0)]
+    pictures = {
+        shape: sum(
+            len(case["right"][kinds[0]])
+            for case in one
+            if shape_of(subject, case["size"]) == shape and case["training"] == one[0]["training"]
+        )
+        for shape in dict.fromkeys(shapes)
+    }
+    models = len({case["training"] for case in cases})
+    return {"pictures": pictures, "models": models, **parts}
 
-    def plain(figure: dict[str, Any]) -> str:
-        return f"{figure['accuracy']:.1%} ± {100 * figure['interval']:.1f}"
 
-    def beside(figure: dict[str, Any]) -> str:
-        return f"{100 * figure['to exact']:+.1f} ± {100 * figure['interval to exact']:.1f}"
-
+def markdown(subject: str, parts: dict[str, Any]) -> list[str]:
+    """The tables of one subject."""
+    kinds, pictures = SUBJECTS[subject].kinds, parts["pictures"]
+    shares = list(parts["all"][DEFAULT])
+    percent = [f"{float(share):.0%}" for share in shares]
+    asked = (
+        f"{sum(pictures.values()):,} pictures, a question of each kind, "
+        f"{parts['models']} training seed(s)"
+    )
     said = [
-        f"Right answers, {pictures:,} pictures of {seeds} seeds, four questions each:",
-        _table(parts["all"], plain),
+        f"Right answers, {asked}:",
+        _table(parts, [("all", share) for share in shares], percent, plain),
         "Percentage points to `exact` on the same questions:",
-        _table(parts["all"], beside, skip="exact"),
+        _table(parts, [("all", share) for share in shares], percent, beside, skip=DEFAULT),
     ]
-    for name in (*KINDS, *SHAPES_OF_PICTURES):
-        count = next(iter(next(iter(parts[name].values())).values()))["pictures"]
-        what = f"Questions for a {name} only" if name in KINDS else f"Pictures of {name} ({count})"
-        said += [f"{what}:", _table(parts[name], plain)]
+    shapes = [f"{shape} ({count})" for shape, count in pictures.items()]
+    columns = [(name, FIFTH) for name in (*kinds, *pictures)]
+    said += [
+        "At 20 % by kinds of questions and shapes of pictures:",
+        _table(parts, columns, [*kinds, *shapes], plain),
+    ]
     return said
+
+
+def decision(parts: dict[str, Any]) -> dict[str, Any]:
+    """What the rule in docs/evidence.md makes of the figures: for each candidate and subject
+    whether the default loses to it, and which default there is below 20 %."""
+    found: dict[str, Any] = {}
+    for candidate in CANDIDATES:
+        found[candidate] = {}
+        for subject, part in parts.items():
+            few = part["few"][candidate]["together"]
+            fifth = part["all"][candidate][FIFTH]
+            gains = few["to exact"] - few["interval to exact"] > 0
+            keeps = fifth["to exact"] + fifth["interval to exact"] >= 0
+            found[candidate][subject] = {
+                "below 20 %": [few["to exact"], few["interval to exact"]],
+                "at 20 %": [fifth["to exact"], fifth["interval to exact"]],
+                "the default loses": gains and keeps,
+            }
+    beaten = {
+        candidate: min(each["below 20 %"][0] for each in subjects.values())
+        for candidate, subjects in found.items()
+        if all(each["the default loses"] for each in subjects.values())
+    }
+    winner = max(beaten, key=lambda name: beaten[name]) if beaten else DEFAULT
+    return {"candidates": found, "default below 20 %": winner}
+
+
+def decided(parts: dict[str, Any]) -> str:
+    """The same as a table."""
+    found = decision(parts)
+    rows = [["candidate", "pictures", "10 and 5 %", "20 %", "the default loses"]]
+    for candidate, subjects in found["candidates"].items():
+        for subject, each in subjects.items():
+            points = [
+                f"{100 * each[where][0]:+.1f} ± {100 * each[where][1]:.1f}"
+                for where in ("below 20 %", "at 20 %")
+            ]
+            verdict = "yes" if each["the default loses"] else "no"
+            rows.append([candidate, subject, *points, verdict])
+    text = report.markdown(rows, left=(0, 1, 4))
+    return f"{text}\n\nBy the rule the default below 20 % is: `{found['default below 20 %']}`."
+
+
+def plain(figure: dict[str, Any]) -> str:
+    return f"{figure['accuracy']:.1%} ± {100 * figure['interval']:.1f}"
+
+
+def beside(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['to exact']:+.1f} ± {100 * figure['interval to exact']:.1f}"
 
 
 def plot(figures: dict[str, Any]) -> str:
     """Accuracy over budget, a line for each contender with its interval, as SVG."""
-    width, height, left, bottom, right = 820, 460, 60, 50, 190
+    width, height, left, bottom, right = 840, 500, 60, 50, 190
     budgets = sorted(float(share) for share in next(iter(figures.values())))
     low, high = np.log(budgets[0]), np.log(budgets[-1])
 
@@ -138,35 +214,47 @@ def plot(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
-def _figures(cases: Sequence[dict[str, Any]], kinds: Sequence[str]) -> dict[str, Any]:
-    """Accuracy and its interval of each contender at each budget, also as paired with `exact`."""
-    means: dict[tuple[str, float], list[float]] = {}
+def _figures(
+    cases: Cases, kinds: Sequence[str], together: tuple[float, ...] | None = None
+) -> dict[str, Any]:
+    """Accuracy and its interval of each contender at each budget, also as paired with the default;
+    or of some budgets `together`."""
+    means: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
     for case in cases:
         matrix = np.array([case["right"][kind] for kind in kinds])
-        means.setdefault((case["contender"], case["budget"]), []).extend(matrix.mean(axis=0))
+        mine = means.setdefault((case["contender"], str(case["budget"])), {})
+        mine.setdefault(case["training"], []).append(matrix.mean(axis=0))
+    values = {
+        key: np.stack([np.concatenate(rows) for rows in mine.values()])
+        for key, mine in means.items()
+    }
+    if together is not None:
+        values = {
+            (name, "together"): np.mean([values[name, str(share)] for share in together], axis=0)
+            for name in dict.fromkeys(name for name, _ in values)
+        }
     figures: dict[str, Any] = {}
-    for (name, share), values in means.items():
-        difference = np.array(values) - np.array(means["exact", share])
-        figures.setdefault(name, {})[str(share)] = {
-            "accuracy": float(np.mean(values)),
-            "interval": _interval(np.array(values)),
-            "to exact": float(difference.mean()),
-            "interval to exact": _interval(difference),
-            "pictures": len(values),
+    for (name, share), mine in values.items():
+        difference = mine - values[DEFAULT, share]
+        figures.setdefault(name, {})[share] = {
+            "accuracy": round(float(mine.mean()), 5),
+            "interval": round(half_width(mine), 5),
+            "to exact": round(float(difference.mean()), 5),
+            "interval to exact": round(half_width(difference), 5),
         }
     return figures
 
 
-def _interval(values: np.ndarray) -> float:
-    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
-
-
 def _table(
-    figures: dict[str, Any], cell: Callable[[dict[str, Any]], str], skip: str | None = None
+    parts: dict[str, Any],
+    columns: Sequence[tuple[str, str]],
+    heads: Sequence[str],
+    cell: Callable[[dict[str, Any]], str],
+    skip: str | None = None,
 ) -> str:
-    shares = list(next(iter(figures.values())))
-    rows = [["", *(f"{float(share):.0%}" for share in shares)]]
-    for name, row in figures.items():
+    """A row for each contender, a column for each (part, budget)."""
+    rows = [["", *heads]]
+    for name in parts["all"]:
         if name != skip:
-            rows.append([name, *(cell(row[share]) for share in shares)])
+            rows.append([name, *(cell(parts[part][name][share]) for part, share in columns)])
     return report.markdown(rows)

@@ -16,7 +16,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-TILE, PATCH = 112, 14
+from ..subject import PATCH
+
+TILE = 112
 SIDE = TILE // PATCH
 # (height, width) in pixels, and how often of a hundred pictures. The last two come with padding.
 SIZES = {
@@ -71,12 +73,6 @@ class Scene:
     height: int
     width: int
     signs: tuple[Sign, ...]
-
-
-def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """A size of `SIZES`, as often as it says."""
-    sizes = list(SIZES)
-    return sizes[rng.choice(len(sizes), p=np.array(list(SIZES.values())) / 100)]
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int], most: int | None = None) -> Scene:

@@ -9,15 +9,14 @@ to be known where in the picture a sign stands.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from .pictures import COLOURS, PATCH, SHAPES, Scene, Sign
+from ..subject import PATCH, SPECIAL, Question
+from .pictures import COLOURS, SHAPES, Scene, Sign
 
 KINDS = ("digit", "colour", "shape", "count")
 WITH_PLACE = (*KINDS, "place")
-SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<image>")
 DIGITS = tuple(str(digit) for digit in range(10))
 ANSWERS = (*DIGITS, *COLOURS, *SHAPES)
 WORDS = (
@@ -28,15 +27,6 @@ WORDS = (
 # Of the models that are asked where something is: a vocabulary that begins with the other.
 PLACES = ("northwest", "northeast", "southwest", "southeast")
 WORDS_WITH_PLACE = (*WORDS, *PLACES, "where", "in", "picture", "is")
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question, its answer, and which of KINDS it is."""
-
-    kind: str
-    text: str
-    answer: str
 
 
 def ask_all(scene: Scene, kinds: Sequence[str] = KINDS) -> list[Question]:

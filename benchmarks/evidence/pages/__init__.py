@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages: printed words in paragraphs and tables, a heading and a stamp, to be read."""
+
+from __future__ import annotations
+
+from ..subject import Network, Stage, Subject
+from . import seeing
+from .pictures import paint
+from .questions import ANSWERS, KINDS, LONGEST, WORDS, ask
+from .typesetting import SIZES, TILE, draw_page
+
+SUBJECT = Subject(
+    name="pages",
+    tile=TILE,
+    sizes=SIZES,
+    asked_sizes=SIZES,
+    kinds=KINDS,
+    answers=ANSWERS,
+    words=WORDS,
+    longest=LONGEST,
+    draw_scene=draw_page,
+    paint=paint,
+    ask=ask,
+    shown=seeing.shown,
+    heads=seeing.Heads,
+    draw_lesson=seeing.draw,
+    lesson=seeing.loss,
+    networks={
+        "small": Network(D=160, heads=5, layers=6, text_D=160, text_layers=3),
+        "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
+    },
+    tower_stage=Stage(steps=2000, pictures=4, warm=100),
+    answer_stage=Stage(steps=1800, pictures=4, short=1200),
+)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1 on pages: teaches the tower to read, by what its CLS token can tell about a tile.
+
+From the CLS token alone, linear heads have to say which words stand in a tile, after every layer;
+so its attention has to fall on print, at the initial layer and at the feature layer. Heads on the
+patches of the feature layer say which word each shows, what stands before and above it, and what
+kind of block it belongs to. One after the second layer says which letters a patch shows, and one
+halfway which word, so that words are read within minutes. In full images only headings and stamps
+are asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..lessons import head, weight_on_cls
+from ..subject import PATCH, Network, Shown
+from ..tiles import layout_of, partitions
+from . import fonts
+from .pictures import paint
+from .questions import ANSWERS
+from .typesetting import BLOCKS, PRINTED, SIDE, TILE, Page, Word, draw_page
+
+NOTHING = len(PRINTED)
+LETTERS = sorted(set("".join(PRINTED)))
+_SHARES = {"words": 3.0, "before": 2.0, "above": 2.0, "blocks": 0.5}  # of the patches' loss
+_INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Partitions (P, 3, TILE, TILE) and what they show.
+
+    words, before, above, blocks (P, T): of each patch the word it shows, the words before and above
+    that one, and its block; NOTHING for a word, and -1 for the others, where there is none, and -1
+    where it is not asked. letters (P, T, LETTERS): 0 or 1; -1 in full images. present (P, PRINTED):
+    0 or 1; of full images, where only large print can be read, -1 for all else.
+    """
+
+    pixels: Tensor
+    words: Tensor
+    before: Tensor
+    above: Tensor
+    blocks: Tensor
+    letters: Tensor
+    present: Tensor
+
+
+class Heads(nn.Module):
+    """What is asked of CLS after each layer, and of the patches."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.cls = nn.ModuleList(head(network.D, NOTHING) for _ in range(network.layers))
+        self.letters = head(network.D, len(LETTERS))
+        self.early = head(network.D, NOTHING + 1)
+        outputs = {"words": NOTHING + 1, "before": NOTHING, "above": NOTHING, "blocks": len(BLOCKS)}
+        self.patches = nn.ModuleDict(
+            {name: head(network.D, count) for name, count in outputs.items()}
+        )
+
+
+def draw(rng: np.random.Generator, size: tuple[int, int], pictures: int) -> Batch:
+    """A batch of pages of one size."""
+    pages = [draw_page(rng, size) for _ in range(pictures)]
+    return label(pages, partitions(paint(rng, pages), TILE))
+
+
+def label(pages: list[Page], pixels: Tensor) -> Batch:
+    """Pages of one size, with their partitions (B, P, 3, TILE, TILE)."""
+    shape = (*pixels.shape[:2], SIDE * SIDE)
+    words = np.full(shape, NOTHING)
+    words[:, 0] = -1
+    before, above, blocks = (np.full(shape, -1) for _ in range(3))
+    letters = np.zeros((*shape, len(LETTERS)), dtype=np.float32)
+    letters[:, 0] = -1
+    present = np.zeros((*shape[:2], NOTHING), dtype=np.float32)
+    present[:, 0] = -1
+    for b, page in enumerate(pages):
+        for word in page.words:
+            number = PRINTED.index(word.text)
+            for row, col, share in _cells(word):
+                at = (b, *_patch(page, row, col))
+                present[b, at[1], number] = 1
+                if share < _INK:
+                    words[at] = -1 if words[at] == NOTHING else words[at]
+                    continue
+                words[at], blocks[at] = number, BLOCKS.index(word.block)
+                before[at] = PRINTED.index(word.before) if word.before else -1
+                above[at] = PRINTED.index(word.above) if word.above else -1
+            for letter, row, col in _letters(word):
+                letters[(b, *_patch(page, row, col))][LETTERS.index(letter)] = 1
+        large = {word.text for word in page.words if word.block in ("heading", "stamp")}
+        small = {word.text for word in page.words} - large
+        for text in PRINTED:
+            present[b, 0, PRINTED.index(text)] = -1 if text in small else float(text in large)
+    labels = (words, before, above, blocks, letters, present)
+    return Batch(pixels.flatten(0, 1), *(torch.from_numpy(each).flatten(0, 1) for each in labels))
+
+
+def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """The loss, and the shares that patches and the feature layer's CLS get right."""
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        states = tower(batch.pixels, output_hidden_states=True).hidden_states
+    features, told = len(heads.cls) - 2, {}
+    seen = states[features + 1][:, 1:].float()
+    total = torch.zeros((), device=seen.device)
+    early = states[features // 2 + 1][:, 1:].float()
+    for name, read, tokens in [
+        ("words", heads.early, early),
+        *((name, read, seen) for name, read in heads.patches.items()),
+    ]:
+        labels = getattr(batch, name)
+        asked = labels >= 0
+        logits, labels = read(tokens[asked]), labels[asked]
+        weight = torch.ones(logits.shape[1], device=seen.device)
+        if name == "words":
+            weight[NOTHING] = 0.1
+        part = functional.cross_entropy(logits, labels, weight)
+        total = total + _SHARES[name] * part
+        printed = labels != NOTHING
+        told[name] = (logits.argmax(dim=1) == labels)[printed].float().mean().item()
+    asked = batch.letters[..., 0] >= 0
+    logits = heads.letters(states[2][:, 1:].float()[asked])
+    total = total + 20 * functional.binary_cross_entropy_with_logits(logits, batch.letters[asked])
+    for number, read in enumerate(heads.cls):
+        cls = states[number + 1][:, 0].float()
+        if number == len(heads.cls) - 1:
+            cls = tower.post_layernorm(cls)
+        logits, asked = read(cls), batch.present >= 0
+        part = functional.binary_cross_entropy_with_logits(logits[asked], batch.present[asked])
+        total = total + 5 * weight_on_cls(number, features) * part
+        if number in (0, features):
+            told[f"there {number}"] = (logits[batch.present == 1] > 0).float().mean().item()
+    return total, told
+
+
+def shown(pages: list[Page]) -> Shown:
+    """A patch is about its own word and those before and above it, and about its block; full images
+    are not asked."""
+    layout = layout_of(pages[0].height, pages[0].width, TILE)
+    about = torch.zeros(len(pages), layout.partitions, SIDE * SIDE, len(ANSWERS))
+    about[:, 0] = -1
+    own = torch.full(about.shape[:3], -1)
+    for b, page in enumerate(pages):
+        for word in page.words:
+            words = [word.text, word.block, word.before, word.above]
+            numbers = [ANSWERS.index(text) for text in words if text]
+            for row, col, share in _cells(word):
+                if share >= _INK:
+                    at = (b, *_patch(page, row, col))
+                    about[at] = 0  # another word's corner may be there
+                    about[at][numbers] = 1
+                    own[at] = numbers[0]
+    return Shown(about.flatten(1, 2), own.flatten(1, 2))
+
+
+def _patch(page: Page, row: int, col: int) -> tuple[int, int]:
+    """The sub-image, counted from 1, and the patch in it of a patch of the page."""
+    layout = layout_of(page.height, page.width, TILE)
+    row, col = row + layout.crop[0], col + layout.crop[2]
+    return 1 + row // SIDE * layout.grid[1] + col // SIDE, row % SIDE * SIDE + col % SIDE
+
+
+def _cells(word: Word) -> list[tuple[int, int, float]]:
+    """Which patches of the page a word covers: (row, col, share of its ink)."""
+    ink = word.ink
+    rows = (word.top + np.arange(ink.shape[0])) // PATCH
+    cols = (word.left + np.arange(ink.shape[1])) // PATCH
+    shares = [
+        (int(row), int(col), float(ink[rows == row][:, cols == col].sum() / ink.sum()))
+        for row in range(rows[0], rows[-1] + 1)
+        for col in range(cols[0], cols[-1] + 1)
+    ]
+    return [cell for cell in shares if cell[2] > 0]
+
+
+def _letters(word: Word) -> list[tuple[str, int, int]]:
+    """Each letter of a word that is not askew, with the row and column of its patch."""
+    if word.degrees is not None:
+        return []
+    row = (word.top + word.ink.shape[0] // 2) // PATCH
+    places = fonts.letters(word.text, word.face, word.size)
+    return [
+        (letter, row, (word.left + x) // PATCH) for letter, x in zip(word.text, places, strict=True)
+    ]

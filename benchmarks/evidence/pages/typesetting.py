@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of print: what stands where.
+
+A page is divided by the borders of its tiles, so that no word is cut in two. In each part blocks
+stand one above the other: a heading, paragraphs of a few words a line, tables with a word at the
+head of each row and column and numbers in their cells, a stamp set askew. A line of print is a row
+of patches high and a word begins at a patch, a few pixels off. No word stands twice on a page;
+numbers may.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..subject import PATCH
+from . import fonts
+
+TILE = 168
+SIDE = TILE // PATCH
+# (height, width) in pixels, and how often of a hundred pages. The last two come with padding.
+SIZES = {(336, 336): 60, (168, 336): 8, (336, 168): 8, (336, 252): 12, (224, 336): 12}
+# Of four letters at most: a word is three patches wide.
+NOUNS = tuple(
+    """
+    ant arch axe ball barn bee bell boat bone book bowl bud bus cake cap card cat coat coin crab
+    cup desk dog door drum duck ear egg fan farm fish flag foot frog gate hand hat hill ink jar
+    key kite lamp leaf lion map milk moon nail owl pan plum rain ring rope salt ship sock tent yarn
+    """.split()  # noqa: SIM905
+)
+NUMBERS = tuple("13 17 20 24 28 31 35 39 42 46 50 53 57 61 64 68 72 79 86 95".split())  # noqa: SIM905
+PRINTED = (*NOUNS, *NUMBERS)
+BLOCKS = ("heading", "paragraph", "table", "stamp")
+_SHIFT = 4  # pixels that a word may begin off its patch
+_BODY = ("sans", "serif", "round", "book")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of print, `top` and `left` in pixels, degrees for a stamp's.
+
+    before: what stands to the left of it in its line, of a table's cell the head of its row; above:
+    the head of a cell's column. Both None where there is none.
+    """
+
+    text: str
+    block: str
+    top: int
+    left: int
+    face: str
+    size: int
+    degrees: int | None = None
+    before: str | None = None
+    above: str | None = None
+
+    @property
+    def ink(self) -> np.ndarray:
+        """Its pixels, (height, width) from 0 to 1."""
+        if self.degrees is None:
+            return fonts.printed(self.text, self.face, self.size)
+        return fonts.stamped(self.text, self.face, self.size, self.degrees)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What lies between borders of tiles, in rows and columns of patches, the ends not included."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def slot(self) -> int:
+        """Patches a word has to itself: three words a line."""
+        return (self.right - self.left) // 3
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a picture of height x width pixels shows.
+
+    rules: lines of tables, (top, left, height, width) in pixels; blank: parts of rows of patches
+    with nothing to be read, for clutter, as Part.
+    """
+
+    height: int
+    width: int
+    words: tuple[Word, ...]
+    rules: tuple[tuple[int, int, int, int], ...]
+    blank: tuple[Part, ...]
+
+
+def draw_page(rng: np.random.Generator, size: tuple[int, int]) -> Page:
+    """A page with a heading, a table, a paragraph with two words in a line, and more."""
+    parts = list(_parts(*size))
+    order = rng.permutation(len(parts))
+    blocks: list[list[str]] = [[] for _ in parts]
+    for number, part in enumerate(order):
+        drawn = (["table"], ["paragraph"], [])[rng.choice(3, p=(0.2, 0.5, 0.3))]
+        blocks[part] += (["table"], ["paragraph"], drawn)[min(number, 2)]
+    blocks[rng.integers(len(parts))].insert(0, "heading")
+    if rng.random() < 0.7:
+        blocks[rng.integers(len(parts))].append("stamp")
+    setter = _Setter(rng)
+    for part, wanted in zip(parts, blocks, strict=True):
+        setter.fill(part, wanted)
+    return Page(*size, tuple(setter.words), tuple(setter.rules), tuple(setter.blank))
+
+
+class _Setter:
+    """Sets blocks into parts of one page."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.nouns = [NOUNS[number] for number in rng.permutation(len(NOUNS))]
+        self.words: list[Word] = []
+        self.rules: list[tuple[int, int, int, int]] = []
+        self.blank: list[Part] = []
+
+    def fill(self, part: Part, blocks: list[str]) -> None:
+        """Blocks from top to bottom with the rest of the rows as gaps between them."""
+        heights = [self._height(block, part) for block in blocks]
+        while blocks and sum(heights) > part.bottom - part.top:  # a stamp that has no room
+            blocks, heights = blocks[:-1], heights[:-1]
+        spare = part.bottom - part.top - sum(heights)
+        cuts = np.sort(self.rng.integers(0, spare + 1, len(blocks)))
+        row, before = part.top, 0
+        for block, height, cut in zip(blocks, heights, cuts.tolist(), strict=True):
+            self._leave(part, row, row + cut - before)
+            row += cut - before
+            before = cut
+            getattr(self, "_" + block)(Part(row, row + height, part.left, part.right))
+            row += height
+        self._leave(part, row, part.bottom)
+
+    def _leave(self, part: Part, top: int, bottom: int) -> None:
+        if bottom - top >= 2:
+            self.blank.append(Part(top, bottom, part.left, part.right))
+
+    def _height(self, block: str, part: Part) -> int:
+        high = part.bottom - part.top
+        lines = int(self.rng.integers(2, 5 if high >= 10 else 4))
+        return {"heading": 2, "paragraph": lines, "table": min(lines + 1, 4), "stamp": 4}.get(
+            block, 0
+        )
+
+    def _set(self, block: str, text: str, row: int, col: int, slot: int, **how: object) -> None:
+        face, size = str(how.pop("face")), int(str(how.pop("size")))
+        word = Word(text, block, 0, 0, face, size, **how)  # type: ignore[arg-type]
+        height, width = word.ink.shape
+        room = min(_SHIFT, slot * PATCH - width - 2)
+        left = col * PATCH + 1 + int(self.rng.integers(0, max(room, 0) + 1))
+        top = row * PATCH + (PATCH - height) // 2
+        if block == "heading":
+            top += PATCH // 2
+        self.words.append(Word(text, block, max(top, 0), left, face, size, **how))  # type: ignore[arg-type]
+
+    def _heading(self, part: Part) -> None:
+        face = ("sans bold", "serif", "round")[self.rng.integers(3)]
+        size = int(self.rng.integers(19, 23))
+        col = part.left + int(self.rng.integers(0, part.right - part.left - 4))
+        self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=size)
+
+    def _paragraph(self, part: Part) -> None:
+        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(11, 14))
+        for row in range(part.top, part.bottom):
+            before = None
+            for number in range(3 if row == part.top else self.rng.integers(1, 4)):
+                text, col = self.nouns.pop(), part.left + number * part.slot
+                self._set(
+                    "paragraph", text, row, col, part.slot, face=face, size=size, before=before
+                )
+                before = text
+
+    def _table(self, part: Part) -> None:
+        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(11, 14))
+        how = {"face": face, "size": size}
+        cols = [part.left + number * part.slot for number in range(3)]
+        heads = [self.nouns.pop(), self.nouns.pop()]
+        for head, col in zip(heads, cols[1:], strict=True):
+            self._set("table", head, part.top, col, part.slot, **how)
+        for row in range(part.top + 1, part.bottom):
+            name = self.nouns.pop()
+            self._set("table", name, row, cols[0], part.slot, **how)
+            for head, col in zip(heads, cols[1:], strict=True):
+                number = NUMBERS[self.rng.integers(len(NUMBERS))]
+                self._set("table", number, row, col, part.slot, before=name, above=head, **how)
+        width = 3 * part.slot * PATCH
+        for row in range(part.top, part.bottom + 1):
+            self.rules.append((row * PATCH, part.left * PATCH, 1, width))
+        for col in (*cols[1:],):
+            self.rules.append(
+                (part.top * PATCH, col * PATCH - 1, (part.bottom - part.top) * PATCH, 1)
+            )
+
+    def _stamp(self, part: Part) -> None:
+        size, degrees = int(self.rng.integers(16, 19)), int(self.rng.integers(-12, 13))
+        word = Word(self.nouns.pop(), "stamp", 0, 0, "sans bold", size, degrees)
+        height, width = word.ink.shape
+        top, left = (
+            first * PATCH + int(self.rng.integers(0, (last - first) * PATCH - length + 1))
+            for first, last, length in (
+                (part.top, part.bottom, height),
+                (part.left, part.right, width),
+            )
+        )
+        self.words.append(Word(word.text, "stamp", top, left, word.face, size, degrees))
+
+
+def _parts(height: int, width: int) -> list[Part]:
+    """The page between the borders of its tiles."""
+    rows, cols = _spans(height // PATCH), _spans(width // PATCH)
+    return [Part(*row, *col) for row in rows for col in cols]
+
+
+def _spans(length: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of the patches of a length in each tile; padding is half on either side."""
+    before = -length % SIDE // 2
+    cuts = [0, *range(SIDE - before, length, SIDE), length]
+    return list(itertools.pairwise(cuts))
