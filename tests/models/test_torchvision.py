@@ -11,54 +11,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoProcessor
+from torchvision_processors import internvl, onevision
 
 import hired_kernels as hired
 
 pytest.importorskip("torchvision")
 
-TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE {% elif part['type'] == 'video' %}<video> "
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-)
 FILM = np.random.default_rng(0).integers(0, 255, (4, 60, 90, 3), dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread):
     pass
-
-
-def internvl(folder):
-    model, plain = internvl_models.make("3")
-    size = {"height": 84, "width": 84}
-    processor = transformers.InternVLProcessor(
-        image_processor=transformers.GotOcr2ImageProcessor(size=size, max_patches=6),
-        tokenizer=plain.tokenizer,
-        video_processor=transformers.InternVLVideoProcessor(size=size),
-        image_seq_length=9,
-        chat_template=TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"),
-    )
-    processor.save_pretrained(folder)
-    return model, AutoProcessor.from_pretrained(folder), plain
-
-
-def onevision(folder):
-    model, plain = llava_models.make("llava-onevision")
-    size, pinpoints = {"height": 90, "width": 90}, model.config.image_grid_pinpoints
-    processor = transformers.LlavaOnevisionProcessor(
-        image_processor=transformers.LlavaOnevisionImageProcessor(
-            size=size, image_grid_pinpoints=pinpoints
-        ),
-        tokenizer=plain.tokenizer,
-        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=36,
-        vision_feature_select_strategy="full",
-        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
-    )
-    processor.save_pretrained(folder)
-    return model, AutoProcessor.from_pretrained(folder), plain
 
 
 def turn(*parts):
@@ -135,7 +99,7 @@ def test_the_example_of_the_docs(tmp_path):
     names = {
         "hired": hired,
         "AutoModelForImageTextToText": transformers.AutoModelForImageTextToText,
-        "AutoProcessor": AutoProcessor,
+        "AutoProcessor": transformers.AutoProcessor,
         "image": llava_models.picture((160, 250)),
     }
     text = text.replace(', device_map="auto"', "")  # which needs accelerate
