@@ -25,7 +25,7 @@ INTERPRETED_TESTS := $(wildcard tests/operators/test_triton*.py) $(TARGET_TESTS)
 SOURCES := $(shell find csrc python tests/emulator tests/build/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help setup demo check test sanitizers test-sanitize test-emulated test-triton test-vllm \
-  test-oldest test-around test-browser test-cuda-build lint format first-contact test-gpu bench \
+  test-oldest test-around test-eval test-browser test-cuda-build lint format first-contact test-gpu bench \
   gpu-bundle bench-cpu bench-model \
   bench-load bench-vllm evidence train-evidence wheel pascal-compiler kernel-report clean always
 
@@ -35,6 +35,7 @@ help:
 	@echo "make test           all tests, the sanitizers' and the emulator's too"
 	@echo "make test-vllm      the vLLM plugin's tests, in .venv-vllm with vLLM's CPU build"
 	@echo "make test-around    models with PEFT, torchao, DeepSpeed, in an environment of their own"
+	@echo "make test-eval      the lmms-eval plugin's tests, in .venv-eval"
 	@echo "make test-browser   the demo's page in Chromium, which is fetched: 68 MB, with npm"
 	@echo "make test-oldest    the tests of models with the oldest transformers that is claimed"
 	@echo "make test-cuda-build  the package built for HIRED_CUDA_ARCHS, and the tests of its CUDA code"
@@ -171,6 +172,24 @@ $(AROUND_BIN)/.installed: pyproject.toml
 
 test-around: setup $(AROUND_BIN)/.installed
 	OMP_NUM_THREADS=1 $(AROUND_BIN)/pytest tests/models/test_adapters.py tests/models/test_deepspeed.py
+
+# lmms-eval names fifty packages that the tests do without. It wants torchvision, which for a CPU build
+# of PyTorch may have to be helped.
+EVAL := transformers==5.24.0 accelerate==1.15.0 "filelock<4" datasets decord evaluate loguru numexpr \
+  pydantic pytablewriter python-dotenv pytz sacrebleu tenacity
+EVAL_BIN := .venv-eval/bin
+$(EVAL_BIN)/.installed: pyproject.toml
+	test -x $(EVAL_BIN)/python || $(PYTHON) -m venv .venv-eval
+	$(EVAL_BIN)/python -m pip install -q $(TORCH) numpy
+	$(EVAL_BIN)/python -m pip install -q $(EVAL) pillow "setuptools>=77" wheel pytest pytest-xdist \
+	  hypothesis
+	$(EVAL_BIN)/python -m pip install -q --no-deps lmms-eval==0.7.3 torchvision==0.28.0
+	$(EVAL_BIN)/python -c "import torchvision" 2> /dev/null || $(EVAL_BIN)/python tools/cpu_torchvision.py
+	HIRED_NATIVE=0 $(EVAL_BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+test-eval: setup $(EVAL_BIN)/.installed
+	OMP_NUM_THREADS=1 $(EVAL_BIN)/pytest -n 2 $(SLOWEST) tests/eval
 
 # The demo's page in a real browser, under build/browser; `test` runs it only where that is.
 test-browser: setup
