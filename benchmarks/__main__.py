@@ -26,6 +26,7 @@ COMMANDS = {
     "evidence": ("evidence.evaluate", "accuracy against budget, with the trained model"),
     "evidence.train": ("evidence.train", "trains one of its models anew"),
     "evidence.places": ("evidence.places", "where something is, by the positions of kept tokens"),
+    "accuracy": ("accuracy.table", "lmms-eval's results as a table, beside the paper's figures"),
 }
 
 
