@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import asked as asking
+import lmms_eval.tasks
 import pytest
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
@@ -101,8 +103,23 @@ def test_runs_of_some_questions_are_left_out(
     assert len(table.read(tmp_path).left_out) == 3
 
 
+def test_the_commands_of_the_page_fill_the_plan() -> None:
+    page = table.PAGE.read_text()
+    (loop,) = re.findall(r"for options in (.*); do", page)
+    planned = [table.Row.of("", options, simple) for options, simple in table.PLAN]
+    asked = [table.Row.of("", table.parse(options), False) for options in loop.split()]
+    assert "--force_simple \\\n    --model_args" in page
+    assert [*asked, table.Row.of("", {"policy": "published"}, True)] == planned[1:] + planned[:1]
+    (budgets,) = re.findall(r"for budget in (.*); do", page)
+    assert [float(each) for each in budgets.split()] == [each for each in table.PAPER if each < 1]
+    for tasks in re.findall(r"--tasks (\S+)", page):
+        assert set(tasks.split(",")) <= set(table.TASKS)
+
+
 def test_lmms_eval_has_the_tasks_and_their_metrics() -> None:
-    manager = TaskManager("WARNING")
+    folder = Path(lmms_eval.tasks.__file__).parent
+    folders = [str(folder / name.partition("_")[0]) for name in table.TASKS]  # all take seconds
+    manager = TaskManager("WARNING", include_path=folders, include_defaults=False)
     for name, task in table.TASKS.items():
         (found,) = manager.match_tasks([name])
         config = load_yaml_config(manager.task_index[found]["yaml_path"], mode="simple")
