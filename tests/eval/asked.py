@@ -19,12 +19,13 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything of theirs is imported
 import datasets
+import llava_models
 import torch
+import torchvision_processors
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.loggers import EvaluationTracker
 from lmms_eval.tasks import TaskManager
 from PIL import Image
-from torchvision_processors import internvl, onevision
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hired_kernels as hired
@@ -75,6 +76,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any] | None]] = {
     "stock": ("signs", "llava_hf", {"device_map": "cpu", "dtype": "float32"}, None),
     "simple": ("signs", "hired_llava_hf", {"dtype": "float32"},
                {"budget": 16, "policy": "pooled", "positions": "original"}),
+    "llava": ("llava", "hired_llava_hf", {"dtype": "float32"}, {"budget": 0.3}),
     "onevision": ("onevision", "hired_llava_hf", {"dtype": "float32"},
                   {"budget": 0.3, "judge": "patches"}),
     "internvl": ("internvl", "hired_internvl_hf", {}, {"budget": 0.3, "video_budget": 4}),
@@ -121,7 +123,12 @@ class Asked:
         processor = small.build_processor(SIGNS)
         processor.chat_template = TEMPLATE
         processor.save_pretrained(models / "signs")
-        for name, make in {"onevision": onevision, "internvl": internvl}.items():
+        model, processor = llava_models.make("llava", seed=1)  # seed 0 says nothing
+        processor.chat_template = torchvision_processors.TEMPLATE.replace("IMAGE", "<image>")
+        for each in (model, processor):
+            each.save_pretrained(models / "llava")
+        for name in ("onevision", "internvl"):
+            make = getattr(torchvision_processors, name)
             model = make(models / name)[0]
             model.save_pretrained(models / name)
         return cls(folder, rows)
