@@ -12,6 +12,7 @@ stage of LLaVA's own training does: a word of a question then finds its patch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from hired_kernels.cli import taken_apart
 from .subject import SPECIAL, Question, Shown, Size, Subject
 from .tiles import layout_of
 
+OTHERS = int(os.environ.get("OTHERS", "4"))
 _PAD, _BOS = SPECIAL.index("<pad>"), SPECIAL.index("<s>")
 
 
@@ -53,12 +55,13 @@ def draw(
     together is found sooner among thirty tokens than among three hundred.
     """
     size = subject.draw_size(rng)
-    scenes = [subject.draw_scene(rng, size) for _ in range(pictures)]
+    draw_scene = subject.draw_few if short else subject.draw_scene
+    scenes = [draw_scene(rng, size) for _ in range(pictures)]
     pixels = subject.partitions(subject.paint(rng, scenes))
     asked = [subject.ask(rng, scene, each, subject.kinds) for scene in scenes]
     order, shown = raster_order(*size, subject.tile), subject.shown(scenes)
     shown = Shown(shown.about[:, order], None if shown.own is None else shown.own[:, order])
-    kept = _some(rng, shown, short)
+    kept = _some(rng, shown, short, subject.answer_stage.others)
     if kept is not None:
         about = shown.about.gather(1, kept[..., None].expand(-1, -1, shown.about.shape[2]))
         shown = Shown(about, None if shown.own is None else shown.own.gather(1, kept))
@@ -113,14 +116,15 @@ def _named(model: nn.Module, subject: Subject, projected: Tensor, shown: Shown) 
     return total
 
 
-def _some(rng: np.random.Generator, shown: Shown, short: bool) -> Tensor | None:
-    """Which tokens a step's prompts keep: (B, K) places in raster order, or None: all."""
+def _some(rng: np.random.Generator, shown: Shown, short: bool, others: int) -> Tensor | None:
+    """Which tokens a step's prompts keep: (B, K) places in raster order, or None: all. A short
+    prompt has up to one in `others` of them besides those that show something."""
     B, V, _ = shown.about.shape
     chances = rng.random((B, V))
     if short:
         needed = (shown.about > 0).any(dim=2).numpy()
         chances[needed] = -1
-        count = int(needed.sum(axis=1).max()) + int(rng.integers(0, V // 4))
+        count = int(needed.sum(axis=1).max()) + int(rng.integers(0, V // others))
     elif rng.random() < 0.5:
         return None
     else:

@@ -69,12 +69,20 @@ class Network:
 @dataclass(frozen=True)
 class Stage:
     """Steps of a stage of training, pictures of a step, and steps until the learning rate is at its
-    height. The first `short` steps have prompts of what shows something and a little else."""
+    height.
+
+    In stage 2 there are so many questions of each kind about a picture. The first `short` steps
+    have prompts of what shows something and at most one in `others` of all tokens besides. The
+    projector and what words are embedded by learn `naming` times as fast as the rest.
+    """
 
     steps: int
     pictures: int
     warm: int = 200
     short: int = 0
+    questions: int = 3
+    others: int = 4
+    naming: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,9 @@ class Subject:
     the evaluation's. answers: what a patch can be about; words: the vocabulary, these among them;
     longest: words of the longest question.
 
-    draw_scene, paint: scenes of one size, and their pictures (B, height, width, 3) uint8. ask: so
-    many questions of each kind about a scene. shown: what the patches of scenes of one size show.
+    draw_scene, paint: scenes of one size, and their pictures (B, height, width, 3) uint8. draw_few:
+    scenes with little to see, for the first steps of stage 2. ask: so many questions of each kind
+    about a scene. shown: what the patches of scenes of one size show.
 
     Stage 1: heads of a network, a batch of so many pictures of a size, and the loss of a tower and
     heads on it, with shares that were right.
@@ -101,6 +110,7 @@ class Subject:
     words: tuple[str, ...]
     longest: int
     draw_scene: Callable[[np.random.Generator, Size], Any]
+    draw_few: Callable[[np.random.Generator, Size], Any]
     paint: Callable[[np.random.Generator, list[Any]], np.ndarray]
     ask: Callable[[np.random.Generator, Any, int, Sequence[str]], list[Question]]
     shown: Callable[[list[Any]], Shown]

@@ -105,15 +105,16 @@ def scope(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
 
 @lru_cache(maxsize=1)
 def _by_coverage(seen: Seen) -> Tensor:
-    alike, saliency = _alike(seen), seen.final.flatten(1)[:, _valid(seen)].clone()
-    each, covered = torch.arange(len(alike)), torch.zeros_like(saliency)
-    chosen = []
-    for _ in range(saliency.shape[1]):
-        gain = functional.relu(alike - covered[:, None]).sum(dim=2)
-        chosen.append((gain * saliency).argmax(dim=1))
-        saliency[each, chosen[-1]] = -1
-        covered = torch.maximum(covered, alike[each, chosen[-1]])
-    return torch.stack(chosen, dim=1)
+    orders = []
+    for alike, saliency in zip(_alike(seen), seen.final.flatten(1)[:, _valid(seen)], strict=True):
+        covered, left, chosen = torch.zeros_like(saliency), saliency.clone(), []
+        for _ in saliency:
+            gain = functional.relu(alike - covered).sum(dim=1)
+            chosen.append(int((gain * left).argmax()))
+            left[chosen[-1]] = -1
+            covered = torch.maximum(covered, alike[chosen[-1]])
+        orders.append(chosen)
+    return torch.tensor(orders)
 
 
 def vispruner(seen: Seen, K: int, rng: np.random.Generator) -> Kept:

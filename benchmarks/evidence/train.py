@@ -29,10 +29,11 @@ from tqdm import tqdm
 from ..shared import command
 from . import answering, card
 from . import model as small
-from .subject import Subject, moved
+from .subject import Stage, Subject, moved
 from .subjects import SUBJECTS
 
 Loss = tuple[Tensor, dict[str, float]]
+_RATE = 1e-3  # of learning, at its height
 _EVERY = 60.0  # seconds between checkpoints
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--answer-steps", type=int, help="(default: the subject's)")
     parser.add_argument("--short-steps", type=int, help="the first of these")
     parser.add_argument("--pictures", type=int, help="of a step (default: the subject's)")
-    parser.add_argument("--questions", type=int, default=3, help="of each kind about a picture")
+    parser.add_argument("--questions", type=int, help="of each kind about a picture")
     parser.add_argument("--work", type=Path, help="(default: out/evidence/SUBJECT-SIZE-SEED)")
     parser.add_argument("--out", type=Path, help="the checkpoint (default: where it is looked for)")
     parser.add_argument("--threads", type=int, default=1, help="more gain little here")
@@ -72,6 +73,7 @@ def complete(options: argparse.Namespace, subject: Subject) -> None:
         "answer_steps": answer.steps,
         "short_steps": answer.short,
         "pictures": answer.pictures,
+        "questions": answer.questions,
     }.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -146,13 +148,16 @@ def _run(
     draw: Callable[[int], Any],
     loss_of: Callable[[Any], Loss],
     steps: int,
-    warm: int,
+    stage: Stage,
     options: argparse.Namespace,
 ) -> float:
     """Take `steps` steps from where the last run stopped; returns the minutes of all runs."""
-    rate = 1e-3
     parameters = [weight for weight in module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    naming = [weight for key, weight in module.named_parameters() if _names(key)]
+    groups = [{"params": naming, "rate": stage.naming * _RATE}] if naming else []
+    others = [weight for weight in parameters if all(weight is not each for each in naming)]
+    groups.append({"params": others, "rate": _RATE})
+    optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     path, first, minutes, told = options.work / f"{name}.pt", 0, 0.0, {}
     if path.exists():
         state = torch.load(path, map_location=parameters[0].device)
@@ -171,7 +176,7 @@ def _run(
     module.train()
     for number, lesson in enumerate(bar, first):
         for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(number, steps, warm)
+            group["lr"] = group["rate"] * _schedule(number, steps, stage.warm)
         loss, now = loss_of(lesson)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -193,6 +198,11 @@ def _run(
                 )
     module.eval()
     return minutes + (time.monotonic() - start) / 60
+
+
+def _names(key: str) -> bool:
+    """Whether a weight is of the projector, or embeds words."""
+    return key.startswith(("projector.", "head.")) or "embed_tokens" in key
 
 
 def _schedule(number: int, steps: int, warm: int) -> float:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..subject import Network, Stage, Subject
 from . import seeing
 from .pictures import paint
@@ -19,6 +21,7 @@ SUBJECT = Subject(
     words=WORDS,
     longest=LONGEST,
     draw_scene=draw_page,
+    draw_few=partial(draw_page, few=True),
     paint=paint,
     ask=ask,
     shown=seeing.shown,
@@ -29,6 +32,6 @@ SUBJECT = Subject(
         "small": Network(D=160, heads=5, layers=6, text_D=160, text_layers=3),
         "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
     },
-    tower_stage=Stage(steps=2000, pictures=4, warm=100),
-    answer_stage=Stage(steps=1800, pictures=4, short=1200),
+    tower_stage=Stage(steps=2400, pictures=4, warm=100),
+    answer_stage=Stage(steps=2200, pictures=4, short=1400, questions=8, others=16, naming=5.0),
 )

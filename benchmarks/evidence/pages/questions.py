@@ -28,8 +28,8 @@ def ask_all(page: Page, kinds: Sequence[str] = KINDS) -> list[Question]:
     """Every question of these kinds that the page answers."""
     asked = []
     for word in page.words:
-        if word.above is not None:
-            text = f"which number stands right of {word.before} under {word.above} ?"
+        if word.row_head is not None:
+            text = f"which number stands right of {word.row_head} under {word.column_head} ?"
             asked.append(Question("cell", text, word.text))
             continue
         if word.before is not None:

@@ -3,10 +3,10 @@
 
 From the CLS token alone, linear heads have to say which words stand in a tile, after every layer;
 so its attention has to fall on print, at the initial layer and at the feature layer. Heads on the
-patches of the feature layer say which word each shows, what stands before and above it, and what
-kind of block it belongs to. One after the second layer says which letters a patch shows, and one
-halfway which word, so that words are read within minutes. In full images only headings and stamps
-are asked for.
+patches of the feature layer say which word each shows, what stands before it or at the head of its
+row and column, and what kind of block it belongs to. One after the second layer says which letters
+a patch shows, and one halfway which word, so that words are read within minutes. In full images
+only headings and stamps are asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .typesetting import BLOCKS, PRINTED, SIDE, TILE, Page, Word, draw_page
 
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
-_SHARES = {"words": 3.0, "before": 2.0, "above": 2.0, "blocks": 0.5}  # of the patches' loss
+# Of the loss on patches.
+_SHARES = {"words": 3.0, "before": 2.0, "row_head": 2.0, "column_head": 1.0, "blocks": 0.5}
 _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 
 
@@ -36,16 +37,18 @@ _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 class Batch:
     """Partitions (P, 3, TILE, TILE) and what they show.
 
-    words, before, above, blocks (P, T): of each patch the word it shows, the words before and above
-    that one, and its block; NOTHING for a word, and -1 for the others, where there is none, and -1
-    where it is not asked. letters (P, T, LETTERS): 0 or 1; -1 in full images. present (P, PRINTED):
-    0 or 1; of full images, where only large print can be read, -1 for all else.
+    words (P, T): the word that a patch shows, or NOTHING, or -1 where it is not asked. before,
+    row_head, column_head, blocks (P, T): of that word the one before it, the heads of its row and
+    column, and its block; -1 where there is none. letters (P, T, LETTERS): 0 or 1; -1 in full
+    images. present (P, PRINTED): 0 or 1; of full images, where only large print can be read, -1 for
+    all else.
     """
 
     pixels: Tensor
     words: Tensor
     before: Tensor
-    above: Tensor
+    row_head: Tensor
+    column_head: Tensor
     blocks: Tensor
     letters: Tensor
     present: Tensor
@@ -59,7 +62,8 @@ class Heads(nn.Module):
         self.cls = nn.ModuleList(head(network.D, NOTHING) for _ in range(network.layers))
         self.letters = head(network.D, len(LETTERS))
         self.early = head(network.D, NOTHING + 1)
-        outputs = {"words": NOTHING + 1, "before": NOTHING, "above": NOTHING, "blocks": len(BLOCKS)}
+        outputs = dict.fromkeys(("words", "before", "row_head", "column_head"), NOTHING)
+        outputs |= {"words": NOTHING + 1, "blocks": len(BLOCKS)}
         self.patches = nn.ModuleDict(
             {name: head(network.D, count) for name, count in outputs.items()}
         )
@@ -76,7 +80,8 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
     shape = (*pixels.shape[:2], SIDE * SIDE)
     words = np.full(shape, NOTHING)
     words[:, 0] = -1
-    before, above, blocks = (np.full(shape, -1) for _ in range(3))
+    related = {name: np.full(shape, -1) for name in ("before", "row_head", "column_head")}
+    blocks = np.full(shape, -1)
     letters = np.zeros((*shape, len(LETTERS)), dtype=np.float32)
     letters[:, 0] = -1
     present = np.zeros((*shape[:2], NOTHING), dtype=np.float32)
@@ -91,15 +96,16 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
                     words[at] = -1 if words[at] == NOTHING else words[at]
                     continue
                 words[at], blocks[at] = number, BLOCKS.index(word.block)
-                before[at] = PRINTED.index(word.before) if word.before else -1
-                above[at] = PRINTED.index(word.above) if word.above else -1
+                for name, labels in related.items():
+                    other = getattr(word, name)
+                    labels[at] = PRINTED.index(other) if other else -1
             for letter, row, col in _letters(word):
                 letters[(b, *_patch(page, row, col))][LETTERS.index(letter)] = 1
         large = {word.text for word in page.words if word.block in ("heading", "stamp")}
         small = {word.text for word in page.words} - large
         for text in PRINTED:
             present[b, 0, PRINTED.index(text)] = -1 if text in small else float(text in large)
-    labels = (words, before, above, blocks, letters, present)
+    labels = (words, *related.values(), blocks, letters, present)
     return Batch(pixels.flatten(0, 1), *(torch.from_numpy(each).flatten(0, 1) for each in labels))
 
 
@@ -110,6 +116,7 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
     features, told = len(heads.cls) - 2, {}
     seen = states[features + 1][:, 1:].float()
     total = torch.zeros((), device=seen.device)
+    large = (batch.blocks == BLOCKS.index("heading")) | (batch.blocks == BLOCKS.index("stamp"))
     early = states[features // 2 + 1][:, 1:].float()
     for name, read, tokens in [
         ("words", heads.early, early),
@@ -118,11 +125,11 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
         labels = getattr(batch, name)
         asked = labels >= 0
         logits, labels = read(tokens[asked]), labels[asked]
-        weight = torch.ones(logits.shape[1], device=seen.device)
+        weight = torch.where(large[asked], 4.0, 1.0)  # there is little of it
         if name == "words":
-            weight[NOTHING] = 0.1
-        part = functional.cross_entropy(logits, labels, weight)
-        total = total + _SHARES[name] * part
+            weight[labels == NOTHING] = 0.1
+        part = functional.cross_entropy(logits, labels, reduction="none")
+        total = total + _SHARES[name] * (part * weight).sum() / weight.sum()
         printed = labels != NOTHING
         told[name] = (logits.argmax(dim=1) == labels)[printed].float().mean().item()
     asked = batch.letters[..., 0] >= 0
@@ -141,15 +148,15 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
 
 
 def shown(pages: list[Page]) -> Shown:
-    """A patch is about its own word and those before and above it, and about its block; full images
-    are not asked."""
+    """A patch is about its own word, the one before it, the heads of its row and column, and about
+    its block; full images are not asked."""
     layout = layout_of(pages[0].height, pages[0].width, TILE)
     about = torch.zeros(len(pages), layout.partitions, SIDE * SIDE, len(ANSWERS))
     about[:, 0] = -1
     own = torch.full(about.shape[:3], -1)
     for b, page in enumerate(pages):
         for word in page.words:
-            words = [word.text, word.block, word.before, word.above]
+            words = [word.text, word.block, word.before, word.row_head, word.column_head]
             numbers = [ANSWERS.index(text) for text in words if text]
             for row, col, share in _cells(word):
                 if share >= _INK:

@@ -10,8 +10,10 @@ numbers may.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +43,8 @@ _BODY = ("sans", "serif", "round", "book")
 class Word:
     """A word of print, `top` and `left` in pixels, degrees for a stamp's.
 
-    before: what stands to the left of it in its line, of a table's cell the head of its row; above:
-    the head of a cell's column. Both None where there is none.
+    before: what stands to the left of it in a paragraph's line; row_head, column_head: of a
+    table's cell. None where there is none.
     """
 
     text: str
@@ -53,7 +55,8 @@ class Word:
     size: int
     degrees: int | None = None
     before: str | None = None
-    above: str | None = None
+    row_head: str | None = None
+    column_head: str | None = None
 
     @property
     def ink(self) -> np.ndarray:
@@ -93,18 +96,21 @@ class Page:
     blank: tuple[Part, ...]
 
 
-def draw_page(rng: np.random.Generator, size: tuple[int, int]) -> Page:
-    """A page with a heading, a table, a paragraph with two words in a line, and more."""
+def draw_page(rng: np.random.Generator, size: tuple[int, int], few: bool = False) -> Page:
+    """A page with a heading, a table, a paragraph with two words in a line, and more.
+
+    `few`: none of these larger than it must be, and nothing more.
+    """
     parts = list(_parts(*size))
     order = rng.permutation(len(parts))
     blocks: list[list[str]] = [[] for _ in parts]
     for number, part in enumerate(order):
         drawn = (["table"], ["paragraph"], [])[rng.choice(3, p=(0.2, 0.5, 0.3))]
-        blocks[part] += (["table"], ["paragraph"], drawn)[min(number, 2)]
+        blocks[part] += (["table"], ["paragraph"], [] if few else drawn)[min(number, 2)]
     blocks[rng.integers(len(parts))].insert(0, "heading")
-    if rng.random() < 0.7:
+    if rng.random() < (0.3 if few else 0.7):
         blocks[rng.integers(len(parts))].append("stamp")
-    setter = _Setter(rng)
+    setter = _Setter(rng, few)
     for part, wanted in zip(parts, blocks, strict=True):
         setter.fill(part, wanted)
     return Page(*size, tuple(setter.words), tuple(setter.rules), tuple(setter.blank))
@@ -113,8 +119,8 @@ def draw_page(rng: np.random.Generator, size: tuple[int, int]) -> Page:
 class _Setter:
     """Sets blocks into parts of one page."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
+    def __init__(self, rng: np.random.Generator, few: bool) -> None:
+        self.rng, self.few = rng, few
         self.nouns = [NOUNS[number] for number in rng.permutation(len(NOUNS))]
         self.words: list[Word] = []
         self.rules: list[tuple[int, int, int, int]] = []
@@ -142,27 +148,25 @@ class _Setter:
 
     def _height(self, block: str, part: Part) -> int:
         high = part.bottom - part.top
-        lines = int(self.rng.integers(2, 5 if high >= 10 else 4))
+        lines = 1 if self.few else int(self.rng.integers(2, 5 if high >= 10 else 4))
         return {"heading": 2, "paragraph": lines, "table": min(lines + 1, 4), "stamp": 4}.get(
             block, 0
         )
 
-    def _set(self, block: str, text: str, row: int, col: int, slot: int, **how: object) -> None:
-        face, size = str(how.pop("face")), int(str(how.pop("size")))
-        word = Word(text, block, 0, 0, face, size, **how)  # type: ignore[arg-type]
+    def _set(self, block: str, text: str, row: int, col: int, room: int, **how: Any) -> None:
+        """A word at a patch with so much room to the right, in the middle of so many rows."""
+        rows = how.pop("rows", 1)
+        word = Word(text, block, 0, 0, **how)
         height, width = word.ink.shape
-        room = min(_SHIFT, slot * PATCH - width - 2)
-        left = col * PATCH + 1 + int(self.rng.integers(0, max(room, 0) + 1))
-        top = row * PATCH + (PATCH - height) // 2
-        if block == "heading":
-            top += PATCH // 2
-        self.words.append(Word(text, block, max(top, 0), left, face, size, **how))  # type: ignore[arg-type]
+        shift = max(0, min(_SHIFT, room * PATCH - width - 2))
+        left = col * PATCH + 1 + int(self.rng.integers(0, shift + 1))
+        top = row * PATCH + max(0, (rows * PATCH - height) // 2)
+        self.words.append(dataclasses.replace(word, top=top, left=left))
 
     def _heading(self, part: Part) -> None:
-        face = ("sans bold", "serif", "round")[self.rng.integers(3)]
-        size = int(self.rng.integers(19, 23))
+        face = ("sans bold", "serif")[self.rng.integers(2)]
         col = part.left + int(self.rng.integers(0, part.right - part.left - 4))
-        self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=size)
+        self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=20, rows=2)
 
     def _paragraph(self, part: Part) -> None:
         face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(11, 14))
@@ -187,7 +191,9 @@ class _Setter:
             self._set("table", name, row, cols[0], part.slot, **how)
             for head, col in zip(heads, cols[1:], strict=True):
                 number = NUMBERS[self.rng.integers(len(NUMBERS))]
-                self._set("table", number, row, col, part.slot, before=name, above=head, **how)
+                self._set(
+                    "table", number, row, col, part.slot, row_head=name, column_head=head, **how
+                )
         width = 3 * part.slot * PATCH
         for row in range(part.top, part.bottom + 1):
             self.rules.append((row * PATCH, part.left * PATCH, 1, width))
@@ -197,17 +203,9 @@ class _Setter:
             )
 
     def _stamp(self, part: Part) -> None:
-        size, degrees = int(self.rng.integers(16, 19)), int(self.rng.integers(-12, 13))
-        word = Word(self.nouns.pop(), "stamp", 0, 0, "sans bold", size, degrees)
-        height, width = word.ink.shape
-        top, left = (
-            first * PATCH + int(self.rng.integers(0, (last - first) * PATCH - length + 1))
-            for first, last, length in (
-                (part.top, part.bottom, height),
-                (part.left, part.right, width),
-            )
-        )
-        self.words.append(Word(word.text, "stamp", top, left, word.face, size, degrees))
+        how = {"face": "sans bold", "size": 16, "degrees": (-8, 8)[self.rng.integers(2)]}
+        col = part.left + int(self.rng.integers(0, part.right - part.left - 5))
+        self._set("stamp", self.nouns.pop(), part.top, col, 6, rows=4, **how)
 
 
 def _parts(height: int, width: int) -> list[Part]:

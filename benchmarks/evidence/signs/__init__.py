@@ -19,6 +19,7 @@ SUBJECT = Subject(
     words=WORDS,
     longest=9,
     draw_scene=draw_scene,
+    draw_few=draw_scene,
     paint=paint,
     ask=ask,
     shown=seeing.shown,
