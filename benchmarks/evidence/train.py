@@ -100,7 +100,7 @@ def train_tower(model: nn.Module, subject: Subject, options: argparse.Namespace)
         return subject.lesson(tower, heads, moved(batch, model.device))
 
     parts = nn.ModuleDict({"tower": tower, "heads": heads})
-    return _run("tower", parts, draw, loss, options.tower_steps, subject.tower_stage.warm, options)
+    return _run("tower", parts, draw, loss, options.tower_steps, subject.tower_stage, options)
 
 
 def train_answers(
@@ -129,7 +129,7 @@ def train_answers(
     def loss(lesson: answering.Lesson) -> Loss:
         return answering.loss(model, subject, lesson, original=original)
 
-    return _run(name, parts, draw, loss, options.answer_steps, subject.answer_stage.warm, options)
+    return _run(name, parts, draw, loss, options.answer_steps, subject.answer_stage, options)
 
 
 class _Lessons(Dataset):
