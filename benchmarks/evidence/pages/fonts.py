@@ -15,7 +15,6 @@ FACES = {
     "sans bold": ("font_source_sans_pro", "SourceSansPro-Bold.ttf"),
     "serif": ("font_source_serif_pro", "SourceSerifPro-Regular.ttf"),
     "round": ("font_manrope", "Manrope-Medium.ttf"),
-    "book": ("font_caladea", "Caladea-Regular.ttf"),
 }
 
 

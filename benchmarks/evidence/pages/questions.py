@@ -18,8 +18,7 @@ KINDS = ("word", "cell", "place", "large")
 ANSWERS = (*PRINTED, *BLOCKS)
 WORDS = (
     *SPECIAL, *ANSWERS,
-    "which", "word", "number", "stands", "right", "of", "under", "where", "does", "stand", "is",
-    "the", "in", "?",
+    "which", "word", "number", "stands", "right", "of", "under", "where", "is", "the", "in", "?",
 )  # fmt: skip
 LONGEST = 9
 
@@ -35,7 +34,7 @@ def ask_all(page: Page, kinds: Sequence[str] = KINDS) -> list[Question]:
         if word.before is not None:
             text = f"which word stands right of {word.before} ?"
             asked.append(Question("word", text, word.text))
-        asked.append(Question("place", f"where does {word.text} stand ?", word.block))
+        asked.append(Question("place", f"where is {word.text} ?", word.block))
         if word.block == "heading":
             asked.append(Question("large", "which word is the heading ?", word.text))
         if word.block == "stamp":

@@ -29,7 +29,7 @@ from .typesetting import BLOCKS, PRINTED, SIDE, TILE, Page, Word, draw_page
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
 # Of the loss on patches.
-_SHARES = {"words": 3.0, "before": 2.0, "row_head": 2.0, "column_head": 1.0, "blocks": 0.5}
+_SHARES = {"words": 3.0, "before": 2.0, "row_head": 2.0, "column_head": 2.0, "blocks": 0.5}
 _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 
 
@@ -125,9 +125,9 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
         labels = getattr(batch, name)
         asked = labels >= 0
         logits, labels = read(tokens[asked]), labels[asked]
-        weight = torch.where(large[asked], 4.0, 1.0)  # there is little of it
+        weight = torch.where(large[asked], 2.0, 1.0)  # there is little of it
         if name == "words":
-            weight[labels == NOTHING] = 0.1
+            weight[labels == NOTHING] = 0.03
         part = functional.cross_entropy(logits, labels, reduction="none")
         total = total + _SHARES[name] * (part * weight).sum() / weight.sum()
         printed = labels != NOTHING

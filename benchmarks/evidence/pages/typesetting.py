@@ -35,8 +35,8 @@ NOUNS = tuple(
 NUMBERS = tuple("13 17 20 24 28 31 35 39 42 46 50 53 57 61 64 68 72 79 86 95".split())  # noqa: SIM905
 PRINTED = (*NOUNS, *NUMBERS)
 BLOCKS = ("heading", "paragraph", "table", "stamp")
-_SHIFT = 4  # pixels that a word may begin off its patch
-_BODY = ("sans", "serif", "round", "book")
+_SHIFT = 2  # pixels that a word may begin off its patch
+_BODY = ("sans", "serif", "round")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Setter:
         self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=20, rows=2)
 
     def _paragraph(self, part: Part) -> None:
-        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(11, 14))
+        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(12, 14))
         for row in range(part.top, part.bottom):
             before = None
             for number in range(3 if row == part.top else self.rng.integers(1, 4)):
@@ -180,7 +180,7 @@ class _Setter:
                 before = text
 
     def _table(self, part: Part) -> None:
-        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(11, 14))
+        face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(12, 14))
         how = {"face": face, "size": size}
         cols = [part.left + number * part.slot for number in range(3)]
         heads = [self.nouns.pop(), self.nouns.pop()]
