@@ -47,15 +47,21 @@ class Lesson:
 
 
 def draw(
-    subject: Subject, rng: np.random.Generator, pictures: int, each: int, *, short: bool
+    subject: Subject,
+    rng: np.random.Generator,
+    pictures: int,
+    each: int,
+    *,
+    short: bool,
+    few: bool = False,
 ) -> Lesson:
-    """`each` questions of each kind on each picture.
+    """`each` questions of each kind on each picture, of scenes with little to see where `few`.
 
     `short`: prompts of the patches that show something and few others, to begin with; what belongs
     together is found sooner among thirty tokens than among three hundred.
     """
     size = subject.draw_size(rng)
-    draw_scene = subject.draw_few if short else subject.draw_scene
+    draw_scene = subject.draw_few if few else subject.draw_scene
     scenes = [draw_scene(rng, size) for _ in range(pictures)]
     pixels = subject.partitions(subject.paint(rng, scenes))
     asked = [subject.ask(rng, scene, each, subject.kinds) for scene in scenes]

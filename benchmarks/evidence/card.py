@@ -45,6 +45,7 @@ def write(model: nn.Module, subject: Subject, options: argparse.Namespace, minut
         "tower_steps": options.tower_steps,
         "answer_steps": options.answer_steps,
         "short_steps": options.short_steps,
+        "few_steps": options.few_steps,
         "pictures_a_step": options.pictures,
         "questions_a_picture": options.questions * len(subject.kinds),
         "minutes": round(minutes, 1),
@@ -89,7 +90,8 @@ def text(facts: dict[str, Any], subject: Subject) -> str:
     """The card."""
     right = facts["accuracy"]
     kinds = "\n".join(f"| {kind} questions | {right[kind]:.1%} |" for kind in subject.kinds)
-    T = subject.side**2
+    T, few = subject.side**2, facts.get("few_steps")
+    simple = f", the first {few:,} of these about pictures with little on them" if few else ""
     card = f"""# A small LLaVA-NeXT that looks closely: {subject.name}
 
 A `LlavaNextForConditionalGeneration` of {facts["parameters"] / 1e6:.2f} million parameters, float16,
@@ -102,7 +104,7 @@ there to find out which visual tokens a model needs; it knows no photographs.
 | language model | Llama: {facts["language_model"]["layers"]} layers of width {facts["language_model"]["width"]}, a word a token |
 | data | {_DATA[subject.name]}. Drawn anew in every step |
 | stage 1 | the tower: {_LESSONS[subject.name]}. {facts["tower_steps"]:,} steps of {facts["pictures_a_step"]} pictures |
-| stage 2 | projector and language model over the frozen tower, from patches to words and from questions to answers: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show something and a few random others; then half with all tokens, half with a random share of them, uniformly drawn |
+| stage 2 | projector and language model over the frozen tower, from patches to words and from questions to answers: {facts["answer_steps"]:,} steps of {facts["pictures_a_step"]} pictures, {facts["questions_a_picture"]} questions each. The first {facts["short_steps"]:,} with the patches that show something and a few random others{simple}; then half with all tokens, half with a random share of them, uniformly drawn |
 | seed | {facts["seed"]} |
 | took | {facts["minutes"]:.0f} minutes, {facts["machine"]}, PyTorch {facts["torch"]}, {facts["date"][:10]} |
 

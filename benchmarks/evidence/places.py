@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=200, help="pictures of a seed")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.drawers = 0
+    options.drawers = options.few_steps = 0
     if options.quick:
         options.answer_steps, options.short_steps, options.pictures = 4, 2, 2
         options.seeds, options.asked, options.work = 1, 12, options.work / "quick"

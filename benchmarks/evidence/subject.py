@@ -72,14 +72,16 @@ class Stage:
     height.
 
     In stage 2 there are so many questions of each kind about a picture. The first `short` steps
-    have prompts of what shows something and at most one in `others` of all tokens besides. The
-    projector and what words are embedded by learn `naming` times as fast as the rest.
+    have prompts of what shows something and at most one in `others` of all tokens besides; the
+    first `few` of these have scenes with little to see. The projector and what words are embedded
+    by learn `naming` times as fast as the rest.
     """
 
     steps: int
     pictures: int
     warm: int = 200
     short: int = 0
+    few: int = 0
     questions: int = 3
     others: int = 4
     naming: float = 1.0
@@ -94,7 +96,7 @@ class Subject:
     longest: words of the longest question.
 
     draw_scene, paint: scenes of one size, and their pictures (B, height, width, 3) uint8. draw_few:
-    scenes with little to see, for the first steps of stage 2. ask: so many questions of each kind
+    scenes with little to see. ask: so many questions of each kind
     about a scene. shown: what the patches of scenes of one size show.
 
     Stage 1: heads of a network, a batch of so many pictures of a size, and the loss of a tower and

@@ -28,7 +28,7 @@ Cases = list[dict[str, Any]]
 
 def write(found: dict[str, Cases], *, keep: bool) -> None:
     """Print the tables of each subject's cases; with `keep` write all files."""
-    facts = json.loads(RESULTS.read_text()) if keep else {"subjects": {}}
+    facts = json.loads(RESULTS.read_text()) if keep and RESULTS.exists() else {"subjects": {}}
     for name, cases in found.items():
         part = summary(name, cases)
         text = "\n\n".join(markdown(name, part))

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, help="(default: the subject's)")
     parser.add_argument("--answer-steps", type=int, help="(default: the subject's)")
     parser.add_argument("--short-steps", type=int, help="the first of these")
+    parser.add_argument("--few-steps", type=int, help="the first of these again")
     parser.add_argument("--pictures", type=int, help="of a step (default: the subject's)")
     parser.add_argument("--questions", type=int, help="of each kind about a picture")
     parser.add_argument("--work", type=Path, help="(default: out/evidence/SUBJECT-SIZE-SEED)")
@@ -72,6 +73,7 @@ def complete(options: argparse.Namespace, subject: Subject) -> None:
         "tower_steps": tower.steps,
         "answer_steps": answer.steps,
         "short_steps": answer.short,
+        "few_steps": answer.few,
         "pictures": answer.pictures,
         "questions": answer.questions,
     }.items():
@@ -123,8 +125,8 @@ def train_answers(
 
     def draw(number: int) -> answering.Lesson:
         rng = np.random.default_rng((options.seed, 2, number))
-        short = number < options.short_steps
-        return answering.draw(subject, rng, options.pictures, options.questions, short=short)
+        how = {"short": number < options.short_steps, "few": number < options.few_steps}
+        return answering.draw(subject, rng, options.pictures, options.questions, **how)
 
     def loss(lesson: answering.Lesson) -> Loss:
         return answering.loss(model, subject, lesson, original=original)

@@ -87,6 +87,6 @@ def test_short_prompts_have_all_that_shows_something():
         assert lesson.kept.shape[1] < len(order)
         assert (lesson.kept.diff(dim=1) > 0).all()
         rng = np.random.default_rng(1)
-        scenes = [subject.draw_few(rng, subject.draw_size(rng))]
+        scenes = [subject.draw_scene(rng, subject.draw_size(rng))]
         needed = (subject.shown(scenes).about[0, order] > 0).any(dim=1).nonzero()[:, 0].tolist()
         assert set(needed) <= set(lesson.kept[0].tolist())

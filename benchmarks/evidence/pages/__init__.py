@@ -33,5 +33,7 @@ SUBJECT = Subject(
         "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
     },
     tower_stage=Stage(steps=2400, pictures=4, warm=100),
-    answer_stage=Stage(steps=2600, pictures=4, short=1400, questions=8, others=16, naming=5.0),
+    answer_stage=Stage(
+        steps=2600, pictures=4, short=1600, few=800, questions=8, others=16, naming=5.0
+    ),
 )
