@@ -95,8 +95,8 @@ def markdown(subject: str, parts: dict[str, Any]) -> list[str]:
     shares = list(parts["all"][DEFAULT])
     percent = [f"{float(share):.0%}" for share in shares]
     asked = (
-        f"{sum(pictures.values()):,} pictures, a question of each kind, "
-        f"{parts['models']} training seed(s)"
+        f"{sum(pictures.values()):,} pictures, a question of each kind, models of "
+        f"{parts['models']} training seeds"
     )
     said = [
         f"Right answers, {asked}:",
