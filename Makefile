@@ -68,7 +68,7 @@ BUILD_FLAGS := $(foreach name,CXX CXXFLAGS LDFLAGS CMAKE_ARGS CUDACXX CUDA_HOME 
 $(BIN)/.flags: $(BIN)/.dependencies always
 	@echo '$(BUILD_FLAGS)' | cmp -s - $@ || echo '$(BUILD_FLAGS)' > $@
 
-$(BIN)/.installed: $(BIN)/.flags setup.py CMakeLists.txt $(SOURCES)
+$(BIN)/.installed: $(BIN)/.flags pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test]"
 	touch $@
 
