@@ -34,7 +34,7 @@ def smaller_picture(seen: Seen, K: int, rng: np.random.Generator) -> Tensor:
     shrink = min(1.0, (K / (rows * cols)) ** 0.5)
     rows, cols = max(int(rows * shrink), 1), max(int(cols * shrink), 1)
     if rows * (cols + 1) <= K and cols < width // PATCH:
-        cols += 1
+        cols += 1  # nearer to K than whole patches of the true shape
     pixels = tiles.shrunk(seen.pictures, rows * PATCH, cols * PATCH)
     grid = -(-rows // side), -(-cols // side)
     cut = tiles.normal(tiles.sub_images(pixels, grid, seen.subject.tile))
@@ -44,10 +44,10 @@ def smaller_picture(seen: Seen, K: int, rng: np.random.Generator) -> Tensor:
 
 
 def visionzip(seen: Seen, K: int, rng: np.random.Generator) -> Tensor:
-    """VisionZip (arXiv 2412.04467): in each partition the dominant tokens, by the attention of CLS,
-    and contextual ones. For these every so manieth of the other tokens is a target; each that is
-    left is merged, by a mean, into the target whose key is most like its own. Every partition has
-    its share of K, as they give each the same number."""
+    """VisionZip (arXiv 2412.04467): in each partition dominant tokens, by the attention of CLS, and
+    contextual ones. At even steps among the other tokens are targets; all that are left are merged,
+    by a mean, each into the target whose key is most like its own. Every partition has its share of
+    K, as theirs all have the same number."""
     valid = _valid(seen)
     P, T = seen.final.shape[1:]
     members = [(valid // T == p).nonzero()[:, 0] for p in range(P)]
