@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -66,11 +66,16 @@ def draw(
     pixels = subject.partitions(subject.paint(rng, scenes))
     asked = [subject.ask(rng, scene, each, subject.kinds) for scene in scenes]
     order, shown = raster_order(*size, subject.tile), subject.shown(scenes)
-    shown = Shown(shown.about[:, order], None if shown.own is None else shown.own[:, order])
+    shown = replace(
+        shown,
+        about=shown.about[:, order],
+        own=None if shown.own is None else shown.own[:, order],
+    )
     kept = _some(rng, shown, short, subject.answer_stage.others)
     if kept is not None:
         about = shown.about.gather(1, kept[..., None].expand(-1, -1, shown.about.shape[2]))
-        shown = Shown(about, None if shown.own is None else shown.own.gather(1, kept))
+        own = None if shown.own is None else shown.own.gather(1, kept)
+        shown = replace(shown, about=about, own=own)
     return Lesson(size, pixels, asked, kept, shown, short)
 
 
@@ -117,7 +122,7 @@ def _named(model: nn.Module, subject: Subject, projected: Tensor, shown: Shown) 
     if shown.own is not None:
         own = shown.own.to(projected.device)
         read = own >= 0
-        logits = projected[read] @ model.lm_head.weight[words].T
+        logits = projected[read] @ model.lm_head.weight[words[: shown.readable]].T
         total = total + functional.cross_entropy(logits, own[read])
     return total
 

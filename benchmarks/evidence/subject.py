@@ -48,11 +48,12 @@ class Shown:
 
     about (B, P * T, ANSWERS): 1 for each of the subject's answers that a patch has to do with, else
     0; -1 in patches of which nobody asks. own (B, P * T): the one answer that can be read in a
-    patch, -1 where there is none; or None.
+    patch, one of the first `readable` answers, -1 where there is none; or None.
     """
 
     about: Tensor
     own: Tensor | None = None
+    readable: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ SUBJECT = Subject(
         "small": Network(D=160, heads=5, layers=6, text_D=160, text_layers=3),
         "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
     },
-    tower_stage=Stage(steps=2400, pictures=4, warm=100),
+    tower_stage=Stage(steps=3600, pictures=4, warm=100),
     answer_stage=Stage(
         steps=2600, pictures=4, short=1600, few=800, questions=8, others=16, naming=5.0
     ),

@@ -29,7 +29,7 @@ from .typesetting import BLOCKS, PRINTED, SIDE, TILE, Page, Word, draw_page
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
 # Of the loss on patches.
-_SHARES = {"words": 3.0, "before": 2.0, "row_head": 2.0, "column_head": 2.0, "blocks": 0.5}
+_SHARES = {"words": 3.0, "before": 4.0, "row_head": 4.0, "column_head": 2.0, "blocks": 0.5}
 _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 
 
@@ -164,7 +164,7 @@ def shown(pages: list[Page]) -> Shown:
                     about[at] = 0  # another word's corner may be there
                     about[at][numbers] = 1
                     own[at] = numbers[0]
-    return Shown(about.flatten(1, 2), own.flatten(1, 2))
+    return Shown(about.flatten(1, 2), own.flatten(1, 2), readable=len(PRINTED))
 
 
 def _patch(page: Page, row: int, col: int) -> tuple[int, int]:
