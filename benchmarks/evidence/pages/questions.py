@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions about a page, with answers of one word, and the words of both.
 
-`word` and `cell` need print of the body to be found and read; `place` needs a word to be found;
-`large` asks for print that can be read in the full image, too.
+`word` and `cell` need print of the body to be found and read; `place` asks in which column of a
+table a number stands; `large` asks for print that can be read in the full image, too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ KINDS = ("word", "cell", "place", "large")
 ANSWERS = (*PRINTED, *BLOCKS)
 WORDS = (
     *SPECIAL, *ANSWERS,
-    "which", "word", "number", "stands", "right", "of", "under", "where", "is", "the", "in", "?",
+    "which", "word", "number", "stands", "right", "of", "under", "is", "the", "in", "?",
 )  # fmt: skip
 LONGEST = 9
 
@@ -26,15 +27,17 @@ LONGEST = 9
 def ask_all(page: Page, kinds: Sequence[str] = KINDS) -> list[Question]:
     """Every question of these kinds that the page answers."""
     asked = []
+    texts = Counter(word.text for word in page.words)
     for word in page.words:
         if word.row_head is not None:
             text = f"which number stands right of {word.row_head} under {word.column_head} ?"
             asked.append(Question("cell", text, word.text))
-            continue
+            if texts[word.text] == 1:
+                text = f"under which word stands {word.text} ?"
+                asked.append(Question("place", text, word.column_head))
         if word.before is not None:
             text = f"which word stands right of {word.before} ?"
             asked.append(Question("word", text, word.text))
-        asked.append(Question("place", f"where is {word.text} ?", word.block))
         if word.block == "heading":
             asked.append(Question("large", "which word is the heading ?", word.text))
         if word.block == "stamp":
@@ -45,18 +48,9 @@ def ask_all(page: Page, kinds: Sequence[str] = KINDS) -> list[Question]:
 def ask(
     rng: np.random.Generator, page: Page, each: int = 1, kinds: Sequence[str] = KINDS
 ) -> list[Question]:
-    """`each` questions of each kind, drawn at random; the same one again where there are no more.
-
-    Each block of the page is the answer to where a word stands as often as any other.
-    """
+    """`each` questions of each kind, drawn at random; again the same where there are no more."""
     asked, drawn = ask_all(page, kinds), []
     for kind in kinds:
         choice = [question for question in asked if question.kind == kind]
-        answers = sorted({question.answer for question in choice})
-        for _ in range(each):
-            some = choice
-            if kind == "place":
-                block = answers[rng.integers(len(answers))]
-                some = [question for question in choice if question.answer == block]
-            drawn.append(some[rng.integers(len(some))])
+        drawn += [choice[number] for number in rng.integers(0, len(choice), each)]
     return drawn

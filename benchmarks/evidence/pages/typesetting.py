@@ -4,8 +4,8 @@
 A page is divided by the borders of its tiles, so that no word is cut in two. In each part blocks
 stand one above the other: a heading, paragraphs of a few words a line, tables with a word at the
 head of each row and column and numbers in their cells, a stamp set askew. A line of print is a row
-of patches high and a word begins at a patch, a few pixels off. No word stands twice on a page;
-numbers may.
+of patches high and a word begins at a patch, a few pixels off. No word stands twice on a page; a
+number does only where there are more cells than numbers.
 """
 
 from __future__ import annotations
@@ -121,10 +121,13 @@ class _Setter:
 
     def __init__(self, rng: np.random.Generator, few: bool) -> None:
         self.rng, self.few = rng, few
-        self.nouns = [NOUNS[number] for number in rng.permutation(len(NOUNS))]
+        self.nouns, self.numbers = self._shuffled(NOUNS), self._shuffled(NUMBERS)
         self.words: list[Word] = []
         self.rules: list[tuple[int, int, int, int]] = []
         self.blank: list[Part] = []
+
+    def _shuffled(self, words: tuple[str, ...]) -> list[str]:
+        return [words[number] for number in self.rng.permutation(len(words))]
 
     def fill(self, part: Part, blocks: list[str]) -> None:
         """Blocks from top to bottom with the rest of the rows as gaps between them."""
@@ -190,7 +193,8 @@ class _Setter:
             name = self.nouns.pop()
             self._set("table", name, row, cols[0], part.slot, **how)
             for head, col in zip(heads, cols[1:], strict=True):
-                number = NUMBERS[self.rng.integers(len(NUMBERS))]
+                self.numbers = self.numbers or self._shuffled(NUMBERS)  # more cells than numbers
+                number = self.numbers.pop()
                 self._set(
                     "table", number, row, col, part.slot, row_head=name, column_head=head, **how
                 )
