@@ -146,12 +146,12 @@ def ask_model(subject: Subject, training: int, options: argparse.Namespace) -> l
         bar = tqdm(found, desc=f"{subject.name} {training}", unit="batch", total=len(batches))
         cases = [{"training": training, **case} for batch in bar for case in batch]
     if not options.quick:
-        environment = {**report.environment(), "model": json_of(folder)}
+        environment = {**report.environment(), "model": _training_of(folder)}
         report.write_json(path, {"environment": environment, "cases": cases}, indent=0)
     return cases
 
 
-def json_of(folder: Path) -> dict[str, Any]:
+def _training_of(folder: Path) -> dict[str, Any]:
     """How a checkpoint was trained, from its card."""
     facts = json.loads((folder / "card.json").read_text())
     return {key: facts[key] for key in ("seed", "minutes", "machine", "torch", "date")}

@@ -67,6 +67,9 @@ class Network:
     text_layers: int
 
 
+LARGE = Network(D=384, heads=6, layers=8, text_D=384, text_layers=6)  # for a GPU
+
+
 @dataclass(frozen=True)
 class Stage:
     """Steps of a stage of training, pictures of a step, and steps until the learning rate is at its

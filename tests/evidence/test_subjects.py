@@ -60,7 +60,7 @@ def test_tiles_are_cut_as_the_processor_cuts_them(name, size):
 
 @pytest.mark.parametrize(("name", "size"), SIZES, ids=str)
 def test_what_is_said_to_be_shown_is_where_the_answers_are(name, size):
-    """Each answer but counts and blocks is in a token; nothing is said of padding."""
+    """Each answer but counts is in a token; nothing is said of padding."""
     subject, rng = SUBJECTS[name], np.random.default_rng(4)
     scenes = [subject.draw_scene(rng, size) for _ in range(10)]
     shown = subject.shown(scenes)

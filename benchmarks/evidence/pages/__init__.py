@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..subject import Network, Stage, Subject
+from ..subject import LARGE, Network, Stage, Subject
 from . import seeing
 from .pictures import paint
 from .questions import ANSWERS, KINDS, LONGEST, WORDS, ask
@@ -30,7 +30,7 @@ SUBJECT = Subject(
     lesson=seeing.loss,
     networks={
         "small": Network(D=160, heads=5, layers=6, text_D=160, text_layers=3),
-        "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
+        "large": LARGE,
     },
     tower_stage=Stage(steps=3600, pictures=4, warm=100),
     answer_stage=Stage(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..subject import Network, Stage, Subject
+from ..subject import LARGE, Network, Stage, Subject
 from . import seeing
 from .pictures import SIZES, TILE, draw_scene, paint
 from .questions import ANSWERS, KINDS, WORDS, ask
@@ -28,7 +28,7 @@ SUBJECT = Subject(
     lesson=seeing.loss,
     networks={
         "small": Network(D=128, heads=4, layers=5, text_D=128, text_layers=3),
-        "large": Network(D=384, heads=6, layers=8, text_D=384, text_layers=6),
+        "large": LARGE,
     },
     tower_stage=Stage(steps=1400, pictures=12),
     answer_stage=Stage(steps=2200, pictures=12, short=1600),
