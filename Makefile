@@ -248,6 +248,7 @@ bench-load:
 
 evidence: setup
 	$(BIN)/python benchmarks evidence
+	$(BIN)/python benchmarks evidence.decide
 
 # One of its models: SUBJECT=pages, SEED=2, and FLAGS="--size large --device cuda" on a GPU.
 SUBJECT := signs

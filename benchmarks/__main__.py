@@ -24,6 +24,7 @@ COMMANDS = {
     "vllm": ("vllm.bench", "vLLM, stock and with the plugin, with 1 to 32 requests at a time"),
     "vllm.tables": ("vllm.tables", "Markdown, of a results file"),
     "evidence": ("evidence.evaluate", "accuracy against budget, with the trained model"),
+    "evidence.decide": ("evidence.decide", "what the rule for the default makes of new pictures"),
     "evidence.train": ("evidence.train", "trains one of its models anew"),
     "evidence.places": ("evidence.places", "where something is, by the positions of kept tokens"),
     "accuracy": ("accuracy.table", "lmms-eval's results as a table, beside the paper's figures"),

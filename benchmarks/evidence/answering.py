@@ -12,7 +12,6 @@ stage of LLaVA's own training does: a word of a question then finds its patch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +27,6 @@ from hired_kernels.cli import taken_apart
 from .subject import SPECIAL, Question, Shown, Size, Subject
 from .tiles import layout_of
 
-OTHERS = int(os.environ.get("OTHERS", "4"))
 _PAD, _BOS = SPECIAL.index("<pad>"), SPECIAL.index("<s>")
 
 

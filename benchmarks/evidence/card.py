@@ -20,7 +20,7 @@ from .signs.pictures import draw_scene, paint
 from .signs.questions import ask_all
 from .subject import Question, Subject
 
-HELD_OUT_SEED, HELD_OUT = 99, 400  # pictures that neither training nor evaluate.py sees
+HELD_OUT_SEED, HELD_OUT = 99, 400  # about so many pictures, which nothing else sees
 DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right
 _DATA = {
     "signs": "grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count",
@@ -28,7 +28,7 @@ _DATA = {
 }
 _LESSONS = {
     "signs": "CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside",
-    "pages": "CLS has to tell which words are in a tile, after every layer; the feature layer's patches which word they show, which stand before and above it, and in what block; the second layer's which letters",
+    "pages": "CLS has to tell which words are in a tile, and how much of each quarter is print, after every layer; the feature layer's patches which word they show, which stand before it and at the head of its row and column, and in what block; the second layer's which letters",
 }
 
 
@@ -55,9 +55,8 @@ def write(model: nn.Module, subject: Subject, options: argparse.Namespace, minut
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "tower": {"width": network.D, "layers": network.layers, "heads": network.heads},
         "language_model": {"width": network.text_D, "layers": network.text_layers},
-        "accuracy": accuracy(small.load(options.out), subject),
-        "held_out_pictures": HELD_OUT,
     }
+    facts["accuracy"], facts["held_out_pictures"] = accuracy(small.load(options.out), subject)
     report.write_json(options.out / "card.json", facts, indent=1)
     (options.out / "README.md").write_text(text(facts, subject))
     if options.out == small.checkpoint("signs", 1):
@@ -68,15 +67,16 @@ def write(model: nn.Module, subject: Subject, options: argparse.Namespace, minut
     print(text(facts, subject))
 
 
-def accuracy(model: nn.Module, subject: Subject) -> dict[str, float]:
-    """The share of questions answered right with all tokens, by kind and of all."""
+def accuracy(model: nn.Module, subject: Subject) -> tuple[dict[str, float], int]:
+    """The share of questions answered right with all tokens, by kind and of all; of how many
+    pictures."""
     found = [
         evaluate.right(model, subject, group, ["exact"], [1.0], HELD_OUT_SEED)["exact", 1.0]
         for group in evaluate.groups(subject, HELD_OUT_SEED, HELD_OUT)
     ]
     matrix = np.concatenate(found)
     kinds = dict(zip(subject.kinds, matrix.mean(axis=0).round(4).tolist(), strict=True))
-    return {**kinds, "all": round(float(matrix.mean()), 4)}
+    return {**kinds, "all": round(float(matrix.mean()), 4)}, len(matrix)
 
 
 def demo_picture() -> tuple[np.ndarray, list[Question]]:

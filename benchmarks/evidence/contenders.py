@@ -29,7 +29,8 @@ ALPHA = 0.5
 class Seen:
     """B pictures of one size: what was painted, where it is cut, and what the tower makes of it.
 
-    pictures (B, height, width, 3) uint8. tokens (B, P * T, D): all that LLaVA could read.
+    pictures (B, height, width, 3) uint8. tokens (B, P * T, D): all that LLaVA could read; projected
+    (B, P * T, width): the same as the language model reads them.
     initial (B, T), final (B, P, T): attention of the initial layer in the full image and of the
     feature layer in every partition, summed over heads. encoded: the same as queries and keys.
     patches (B * P, T, H, Dh): the feature layer's queries of all patches.
@@ -41,6 +42,7 @@ class Seen:
     layout: geometry.Layout
     encoded: Encoded
     tokens: Tensor
+    projected: Tensor
     initial: Tensor
     final: Tensor
     patches: Tensor
@@ -51,12 +53,14 @@ Kept = list[list[int]]  # of each picture, `p * T + t` in the order in which the
 Contender = Callable[[Seen, int, np.random.Generator], Kept | Tensor]
 
 
-def see(subject: Subject, pictures: np.ndarray, tower: nn.Module) -> Seen:
-    """Pictures of one size through the tower."""
+def see(subject: Subject, pictures: np.ndarray, model: nn.Module) -> Seen:
+    """Pictures of one size through a LLaVA's tower and projector."""
+    tower = model.model.vision_tower
     layout = subject.layout(*pictures.shape[1:3])
     T, P = layout.tokens, layout.partitions
     encoded = answering.begin(tower, subject.partitions(pictures))
     tokens = answering.features(tower, encoded, len(pictures))
+    projected = model.model.multi_modal_projector(tokens)
     scale = tower.encoder.layers[0].self_attn.scale
     patches = queries_and_keys(tower, encoded.layer, encoded.hidden)[0][:, -T:]
 
@@ -66,7 +70,8 @@ def see(subject: Subject, pictures: np.ndarray, tower: nn.Module) -> Seen:
 
     query, key, *final = encoded.scores()
     initial, feature = rows(query, key), rows(*final).unflatten(0, (-1, P))
-    return Seen(subject, pictures, tower, layout, encoded, tokens, initial, feature, patches)
+    attention = initial, feature
+    return Seen(subject, pictures, tower, layout, encoded, tokens, projected, *attention, patches)
 
 
 def hired(seen: Seen, K: int, rng: np.random.Generator, alpha: float = ALPHA) -> Kept:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where something is: positions of kept tokens, renumbered or those of the whole prompt.
 
-    python benchmarks evidence.places           # about an hour on two cores; docs/evidence.md
+    python benchmarks evidence.places           # 40 minutes on two cores; docs/evidence.md
     python benchmarks evidence.places --quick   # a few steps and pictures; prints only
 
 Two language models are trained over the tower of the checkpoint that comes along, alike but for the
@@ -101,8 +101,7 @@ def _trained_and_asked(
 @torch.no_grad()
 def _asked(model: nn.Module, group: Group, seed: int, trained: str) -> list[dict[str, Any]]:
     """How many answers are right in a batch of pictures, by kind."""
-    seen = field.see(ASKED, group.pictures, model.model.vision_tower)
-    projected = model.model.multi_modal_projector(seen.tokens)
+    seen = field.see(ASKED, group.pictures, model)
     order = answering.raster_order(*group.pictures.shape[1:3], ASKED.tile)
     place = torch.empty(seen.tokens.shape[1], dtype=torch.long).index_copy(
         0, order, torch.arange(len(order))
@@ -113,7 +112,8 @@ def _asked(model: nn.Module, group: Group, seed: int, trained: str) -> list[dict
         for policy in POLICIES:
             rng = np.random.default_rng(seed)
             kept = torch.tensor(CONTENDERS[policy](seen, seen.layout.budget(share), rng))
-            chosen = projected.gather(1, kept[..., None].expand(-1, -1, projected.shape[2]))
+            places = kept[..., None].expand(-1, -1, seen.projected.shape[2])
+            chosen = seen.projected.gather(1, places)
             for positions in POSITIONS:
                 places = (place[kept], len(order)) if positions == "original" else None
                 right = _right(model, chosen, group, places, labels)

@@ -77,8 +77,8 @@ class Stage:
 
     In stage 2 there are so many questions of each kind about a picture. The first `short` steps
     have prompts of what shows something and at most one in `others` of all tokens besides; the
-    first `few` of these have scenes with little to see. The projector and what words are embedded
-    by learn `naming` times as fast as the rest.
+    first `few` of these have scenes with little to see. The projector, and what words are embedded
+    and named by, learn `naming` times as fast as the rest.
     """
 
     steps: int

@@ -78,14 +78,15 @@ def visionzip(seen: Seen, K: int, rng: np.random.Generator) -> Tensor:
 
 
 def divprune(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
-    """DivPrune (arXiv 2503.02175): no attention; one after the other, the token whose smallest
-    distance from those before it is largest. The first is the farthest from its neighbour."""
+    """DivPrune (arXiv 2503.02175): no attention; one after the other, the projected token whose
+    smallest distance from those before it is largest. The first is the farthest from its neighbour.
+    """
     return _first(seen, _by_distance(seen), K)
 
 
 @lru_cache(maxsize=1)
 def _by_distance(seen: Seen) -> Tensor:
-    distance = 1 - _alike(seen)
+    distance = 1 - _alike(seen, seen.projected)
     (B, V), each = distance.shape[:2], torch.arange(distance.shape[0])
     left = (distance + 2 * torch.eye(V)).amin(dim=2)  # a cosine distance is 2 at most
     chosen = [left.argmax(dim=1)]
@@ -106,7 +107,8 @@ def scope(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
 @lru_cache(maxsize=1)
 def _by_coverage(seen: Seen) -> Tensor:
     orders = []
-    for alike, saliency in zip(_alike(seen), seen.final.flatten(1)[:, _valid(seen)], strict=True):
+    saliencies = seen.final.flatten(1)[:, _valid(seen)]
+    for alike, saliency in zip(_alike(seen, seen.tokens), saliencies, strict=True):
         covered, left, chosen = torch.zeros_like(saliency), saliency.clone(), []
         for _ in saliency:
             gain = functional.relu(alike - covered).sum(dim=1)
@@ -122,7 +124,7 @@ def vispruner(seen: Seen, K: int, rng: np.random.Generator) -> Kept:
     are removed, some in each round, that are most like one of every second token."""
     valid = _valid(seen)
     order = seen.final.flatten(1)[:, valid].argsort(dim=1, descending=True, stable=True)
-    important, alike = round(IMPORTANT * K), _alike(seen)
+    important, alike = round(IMPORTANT * K), _alike(seen, seen.tokens)
     rows = []
     for picture, ranked in enumerate(order):
         rest = ranked[important:]  # in the order of attention, as theirs
@@ -159,9 +161,9 @@ def _rank_of(seen: Seen) -> Tensor:
     )
 
 
-def _alike(seen: Seen) -> Tensor:
-    """Cosines between all tokens that are not padding, (B, V, V)."""
-    tokens = functional.normalize(seen.tokens[:, _valid(seen)], dim=2)
+def _alike(seen: Seen, tokens: Tensor) -> Tensor:
+    """Cosines between all tokens (B, P * T, D) that are not padding, (B, V, V)."""
+    tokens = functional.normalize(tokens[:, _valid(seen)], dim=2)
     return tokens @ tokens.mT
 
 

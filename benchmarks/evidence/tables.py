@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures as Markdown, plots and JSON, and what the rule for the default makes of them."""
+"""The figures as Markdown, plots and JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from ..shared import report
+from ..shared import command, report
 from ..shared.report import ROOT
 from .intervals import half_width
-from .subjects import SEEDS, SUBJECTS
+from .subjects import SUBJECTS
 
 PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = report.RESULTS / "evidence.json"
-DEFAULT, CANDIDATES = "exact", ("exact, α = 0.25", "pooled")
-FEW, FIFTH = ("0.1", "0.05"), "0.2"  # the budgets that the rule for the default looks at
+DEFAULT, FIFTH = "exact", "0.2"
+# Who else is compared with whom, on the same questions.
+RIVALS = (
+    *((name, "pooled") for name in ("VisionZip", "DivPrune", "SCOPE", "VisPruner")),
+    ("patches, 1 in 4", "all patches"),
+    ("patches, 1 in 16", "patches, 1 in 4"),
+    ("mean query", "all patches"),
+    ("pooled, 1 in 4", "patches, 1 in 4"),
+)
 _COLOURS = (
     *("#1f5fbf", "#d1495b", "#6aaed6", "#8d6a9f", "#2a9d5c", "#e08e2b", "#c06c1f", "#e5b35c"),
     *("#c48ab8", "#74c69d", "#7a7a7a", "#b0a160", "#4a4a4a", "#0b7a75", "#7b2d26", "#3d348b"),
@@ -26,35 +33,39 @@ _COLOURS = (
 Cases = list[dict[str, Any]]
 
 
-def write(found: dict[str, Cases], *, keep: bool) -> None:
-    """Print the tables of each subject's cases; with `keep` write all files."""
-    facts = json.loads(RESULTS.read_text()) if keep and RESULTS.exists() else {"subjects": {}}
-    for name, cases in found.items():
-        part = summary(name, cases)
+def write(found: dict[str, list[tuple[Cases, dict[str, Any]]]], *, keep: bool) -> None:
+    """Print the tables of each subject's cases, which come with their environments, one pair a
+    model; with `keep` write all files."""
+    facts = results()
+    for name, models in found.items():
+        part = summary(name, [case for cases, _ in models for case in cases])
         text = "\n\n".join(markdown(name, part))
         print(f"{name}\n\n{text}")
-        facts["subjects"][name] = {"environment": report.environment(), "summary": part}
+        environments = [environment for _, environment in models]
+        facts["subjects"][name] = {"environments": environments, "summary": part}
         if keep:
             put(name, text)
             (ROOT / "docs" / f"evidence-{name}.svg").write_text(plot(part["all"]))
-    parts = {name: each["summary"] for name, each in facts["subjects"].items()}
     if keep:
         facts["method"] = {
             "questions": "one of each kind a picture, the same for all models of a subject",
             "interval": "95 %, over pictures and training seeds: two-way, random, Satterthwaite",
         }
-        facts["decision"] = decision(parts)
         report.write_json(RESULTS, facts, indent=1)
-        put("decision", decided(parts))
-    else:
-        print(decided(parts))
+
+
+def results() -> dict[str, Any]:
+    """What there is of benchmarks/results/evidence.json."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"subjects": {}}
 
 
 def put(name: str, text: str) -> None:
     """Put tables between the marks of this name in docs/evidence.md."""
-    before, _, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
-    after = rest.partition(f"<!-- end of {name} -->")[2]
-    PAGE.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}")
+    begin, end, page = f"<!-- {name} -->\n", f"<!-- end of {name} -->", PAGE.read_text()
+    found = page.count(begin) == page.count(end) == 1
+    command.require(found, f"expected {begin.strip()} and {end} once in {PAGE}")
+    before, rest = page.split(begin)
+    PAGE.write_text(f"{before}{begin}{text}\n{end}{rest.split(end)[1]}")
 
 
 def shape_of(subject: str, size: Sequence[int]) -> str:
@@ -67,15 +78,15 @@ def shape_of(subject: str, size: Sequence[int]) -> str:
 
 def summary(subject: str, cases: Cases) -> dict[str, Any]:
     """{"pictures": how many, and for "all", each kind of question and each shape of pictures:
-    {contender: {budget: {accuracy, interval, to exact, interval to exact}}}}."""
+    {contender: {budget: {accuracy, interval, to exact, interval to exact}}}, and for "rivals"
+    {"one - another": {budget: {points, interval}}}}."""
     kinds = SUBJECTS[subject].kinds
-    parts: dict[str, Any] = {"all": _figures(cases, kinds)}
-    parts["few"] = _figures(cases, kinds, together=tuple(float(share) for share in FEW))
-    parts |= {kind: _figures(cases, (kind,)) for kind in kinds}
+    parts: dict[str, Any] = {"all": figures(cases, kinds), "rivals": rivals(cases, kinds)}
+    parts |= {kind: figures(cases, (kind,)) for kind in kinds}
     shapes = [shape_of(subject, case["size"]) for case in cases]
     for shape in dict.fromkeys(shapes):
         chosen = [case for case, its in zip(cases, shapes, strict=True) if its == shape]
-        parts[shape] = _figures(chosen, kinds)
+        parts[shape] = figures(chosen, kinds)
     one = [case for case in cases if (case["contender"], case["budget"]) == (DEFAULT, 1.0)]
     pictures = {
         shape: sum(
@@ -104,6 +115,8 @@ def markdown(subject: str, parts: dict[str, Any]) -> list[str]:
         "Percentage points to `exact` on the same questions:",
         _table(parts, [("all", share) for share in shares], percent, beside, skip=DEFAULT),
     ]
+    between = [[name, *map(points, row.values())] for name, row in parts["rivals"].items()]
+    said += ["Percentage points between others:", report.markdown([["", *percent], *between])]
     shapes = [f"{shape} ({count})" for shape, count in pictures.items()]
     columns = [(name, FIFTH) for name in (*kinds, *pictures)]
     said += [
@@ -111,51 +124,6 @@ def markdown(subject: str, parts: dict[str, Any]) -> list[str]:
         _table(parts, columns, [*kinds, *shapes], plain),
     ]
     return said
-
-
-def decision(parts: dict[str, Any]) -> dict[str, Any]:
-    """What the rule in docs/evidence.md makes of the figures: for each candidate and subject
-    whether the default loses to it, and which default there is below 20 %; None where a subject or
-    a seed of training is missing."""
-    found: dict[str, Any] = {}
-    for candidate in CANDIDATES:
-        found[candidate] = {}
-        for subject, part in parts.items():
-            few = part["few"][candidate]["together"]
-            fifth = part["all"][candidate][FIFTH]
-            gains = few["to exact"] - few["interval to exact"] > 0
-            keeps = fifth["to exact"] + fifth["interval to exact"] >= 0
-            found[candidate][subject] = {
-                "below 20 %": [few["to exact"], few["interval to exact"]],
-                "at 20 %": [fifth["to exact"], fifth["interval to exact"]],
-                "the default loses": gains and keeps,
-            }
-    beaten = {
-        candidate: min(each["below 20 %"][0] for each in subjects.values())
-        for candidate, subjects in found.items()
-        if all(each["the default loses"] for each in subjects.values())
-    }
-    winner = max(beaten, key=lambda name: beaten[name]) if beaten else DEFAULT
-    whole = all(name in parts and parts[name]["models"] == len(SEEDS) for name in SUBJECTS)
-    return {"candidates": found, "default below 20 %": winner if whole else None}
-
-
-def decided(parts: dict[str, Any]) -> str:
-    """The same as a table."""
-    found = decision(parts)
-    rows = [["candidate", "pictures", "10 and 5 %", "20 %", "the default loses"]]
-    for candidate, subjects in found["candidates"].items():
-        for subject, each in subjects.items():
-            points = [
-                f"{100 * each[where][0]:+.1f} ± {100 * each[where][1]:.1f}"
-                for where in ("below 20 %", "at 20 %")
-            ]
-            verdict = "yes" if each["the default loses"] else "no"
-            rows.append([candidate, subject, *points, verdict])
-    text = report.markdown(rows, left=(0, 1, 4))
-    default = found["default below 20 %"]
-    verdict = f"the default below 20 % is `{default}`" if default else "nothing is decided yet"
-    return f"{text}\n\nBy the rule {verdict}."
 
 
 def plain(figure: dict[str, Any]) -> str:
@@ -166,10 +134,14 @@ def beside(figure: dict[str, Any]) -> str:
     return f"{100 * figure['to exact']:+.1f} ± {100 * figure['interval to exact']:.1f}"
 
 
-def plot(figures: dict[str, Any]) -> str:
+def points(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['points']:+.1f} ± {100 * figure['interval']:.1f}"
+
+
+def plot(rows: dict[str, Any]) -> str:
     """Accuracy over budget, a line for each contender with its interval, as SVG."""
     width, height, left, bottom, right = 840, 500, 60, 50, 190
-    budgets = sorted(float(share) for share in next(iter(figures.values())))
+    budgets = sorted(float(share) for share in next(iter(rows.values())))
     low, high = np.log(budgets[0]), np.log(budgets[-1])
 
     def x(share: float) -> float:
@@ -199,7 +171,7 @@ def plot(figures: dict[str, Any]) -> str:
         "tokens kept, of those that are not padding</text>"
         f'<text x="{left}" y="18">right answers</text>'
     )
-    for number, (name, row) in enumerate(figures.items()):
+    for number, (name, row) in enumerate(rows.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = [(x(share), row[str(share)]) for share in budgets]
         path = " ".join(f"{at:.1f},{y(figure['accuracy']):.1f}" for at, figure in points)
@@ -222,35 +194,52 @@ def plot(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
-def _figures(
-    cases: Cases, kinds: Sequence[str], together: tuple[float, ...] | None = None
+def figures(
+    cases: Cases, kinds: Sequence[str], together: tuple[str, ...] | None = None
 ) -> dict[str, Any]:
     """Accuracy and its interval of each contender at each budget, also as paired with the default;
     or of some budgets `together`."""
-    means: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
-    for case in cases:
-        matrix = np.array([case["right"][kind] for kind in kinds])
-        mine = means.setdefault((case["contender"], str(case["budget"])), {})
-        mine.setdefault(case["training"], []).append(matrix.mean(axis=0))
-    values = {
-        key: np.stack([np.concatenate(rows) for rows in mine.values()])
-        for key, mine in means.items()
-    }
+    values = _values(cases, kinds)
     if together is not None:
         values = {
-            (name, "together"): np.mean([values[name, str(share)] for share in together], axis=0)
+            (name, "together"): np.mean([values[name, share] for share in together], axis=0)
             for name in dict.fromkeys(name for name, _ in values)
         }
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for (name, share), mine in values.items():
         difference = mine - values[DEFAULT, share]
-        figures.setdefault(name, {})[share] = {
+        found.setdefault(name, {})[share] = {
             "accuracy": round(float(mine.mean()), 5),
             "interval": round(half_width(mine), 5),
             "to exact": round(float(difference.mean()), 5),
             "interval to exact": round(half_width(difference), 5),
         }
-    return figures
+    return found
+
+
+def rivals(cases: Cases, kinds: Sequence[str]) -> dict[str, Any]:
+    """What one of RIVALS is ahead of the other, at each budget."""
+    values, found = _values(cases, kinds), {}
+    for one, other in RIVALS:
+        found[f"{one} - {other}"] = row = {}
+        for share in dict.fromkeys(share for _, share in values):
+            difference = values[one, share] - values[other, share]
+            mean, interval = float(difference.mean()), half_width(difference)
+            row[share] = {"points": round(mean, 5), "interval": round(interval, 5)}
+    return found
+
+
+def _values(cases: Cases, kinds: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:
+    """The share of right answers of each contender and budget, (models, pictures)."""
+    means: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
+    for case in cases:
+        matrix = np.array([case["right"][kind] for kind in kinds])
+        mine = means.setdefault((case["contender"], str(case["budget"])), {})
+        mine.setdefault(case["training"], []).append(matrix.mean(axis=0))
+    return {
+        key: np.stack([np.concatenate(rows) for rows in mine.values()])
+        for key, mine in means.items()
+    }
 
 
 def _table(

@@ -20,12 +20,12 @@ def subject(request):
 
 @pytest.fixture(scope="module")
 def seen(subject):
-    """Two pictures of each size through an untrained tower."""
-    tower = small.build(subject, 0).eval().model.vision_tower
+    """Two pictures of each size through an untrained model."""
+    model = small.build(subject, 0).eval()
     groups = evaluate.groups(subject, FIXED_SEED, 12, batch=2)
     firsts = {group.pictures.shape[1:3]: group for group in groups}
     with torch.no_grad():
-        return [contenders.see(subject, group.pictures, tower) for group in firsts.values()]
+        return [contenders.see(subject, group.pictures, model) for group in firsts.values()]
 
 
 @pytest.mark.parametrize("share", evaluate.BUDGETS[1:])
@@ -53,7 +53,7 @@ def test_each_keeps_the_same_number_of_tokens_and_no_padding(subject, seen, name
                 assert sorted(kept, key=valid.index) == kept or name == "published"
 
 
-def one_picture(tokens, attention, side=2):
+def one_picture(tokens, attention, side=2, projected=None):
     """A picture without sub-images: tokens (T, D) and what CLS pays to each."""
     subject = SUBJECTS["signs"]
     size = 14 * side
@@ -61,6 +61,7 @@ def one_picture(tokens, attention, side=2):
     layout = tiles.layout_of(224, 224, 112)
     seen |= {"subject": subject, "layout": layout, "pictures": np.zeros((1, size, size, 3))}
     seen |= {"tokens": torch.tensor([tokens]).float(), "final": torch.tensor([[attention]])}
+    seen |= {"projected": torch.tensor([projected or tokens]).float()}
     return contenders.Seen(**seen)
 
 
@@ -78,6 +79,11 @@ def test_divprune_keeps_what_is_far_apart(all_valid):
     assert successors.divprune(seen, 1, RNG) == [[3]]
     assert successors.divprune(seen, 2, RNG) == [[0, 3]]
     assert successors.divprune(seen, 3, RNG) == [[0, 2, 3]]
+    # As the language model reads them, the fourth is a twin, too.
+    seen = one_picture(
+        seen.tokens[0].tolist(), [0.1] * 4, projected=[[0, 1], [1, 0], [0, 1], [0, 1]]
+    )
+    assert successors.divprune(seen, 2, RNG) == [[0, 1]]
 
 
 def test_scope_weighs_coverage_with_attention(all_valid):

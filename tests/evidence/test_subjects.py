@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every kind of picture: scenes, tiles, checkpoints with their cards, figures."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 answering = pytest.importorskip("benchmarks.evidence.answering", reason="needs benchmarks/")
-from benchmarks.evidence import card, evaluate, intervals, tables, tiles  # noqa: E402
+from benchmarks.evidence import card, decide, evaluate, intervals, tables, tiles  # noqa: E402
 from benchmarks.evidence import model as small  # noqa: E402
 from benchmarks.evidence.subjects import SEEDS, SUBJECTS  # noqa: E402
 
@@ -67,7 +68,7 @@ def test_what_is_said_to_be_shown_is_where_the_answers_are(name, size):
     order = answering.raster_order(*size, subject.tile)
     T = subject.side**2
     assert shown.about.shape == (10, subject.layout(*size).partitions * T, len(subject.answers))
-    assert (shown.about[:, :T] == -1).all()
+    assert (shown.about[:, :T] == -1).all() or name == "pages"
     padding = torch.ones(shown.about.shape[1], dtype=torch.bool).index_fill(0, order, False)
     assert not (shown.about[:, padding] == 1).any()
     for row, scene in enumerate(scenes):
@@ -75,6 +76,30 @@ def test_what_is_said_to_be_shown_is_where_the_answers_are(name, size):
             if question.kind != "count":
                 number = subject.answers.index(question.answer)
                 assert (shown.about[row, order, number] == 1).any()
+
+
+@pytest.mark.parametrize("size", SUBJECTS["pages"].sizes, ids=str)
+def test_full_images_of_pages_are_asked_about_large_print_only(size):
+    """And in the patches where it is: those that change when it is taken away."""
+    rng, T = np.random.default_rng(5), SUBJECTS["pages"].side ** 2
+    page = SUBJECTS["pages"].draw_scene(rng, size)
+    large = [word for word in page.words if word.block in ("heading", "stamp")]
+    small = tuple(word for word in page.words if word not in large)
+    scenes = [page, dataclasses.replace(page, words=small)]
+    first, second = (
+        SUBJECTS["pages"].paint(np.random.default_rng(6), [scene])[0].astype(int)
+        for scene in scenes
+    )
+    pictures = np.stack([np.zeros_like(first), abs(first - second)]).astype(np.uint8)
+    changed = tiles.shrunk(pictures, 168, 168)[1].amax(dim=0).sub(15).clamp(min=0)  # noise is less
+    changed = changed.unflatten(1, (12, 14)).unflatten(0, (12, 14)).sum(dim=(1, 3)).flatten()
+    about = SUBJECTS["pages"].shown(scenes).about[:, :T]
+    asked = about[..., 0] >= 0
+    assert (changed[asked[0]] > 0).all()
+    assert changed[asked[0]].sum() > 0.6 * changed.sum()
+    assert not asked[1].any()
+    words = {SUBJECTS["pages"].answers[n] for n in about[0][asked[0]].amax(dim=0).nonzero()[:, 0]}
+    assert words == {text for word in large for text in (word.text, word.block)}
 
 
 def test_subjects_with_figures_have_all_their_models():
@@ -113,14 +138,23 @@ def test_a_checkpoint_answers_as_its_card_says(name, seed):
 
 def test_docs_have_the_figures_that_were_measured():
     found = json.loads(tables.RESULTS.read_text())
-    page, parts = tables.PAGE.read_text(), {}
+    page = tables.PAGE.read_text()
     for name, each in found["subjects"].items():
-        parts[name] = each["summary"]
-        assert parts[name]["models"] == len(SEEDS)
-        for table in tables.markdown(name, parts[name]):
+        assert each["summary"]["models"] == len(each["environments"]) == len(SEEDS)
+        for table in tables.markdown(name, each["summary"]):
             assert table in page
-    assert tables.decided(parts) in page
-    assert tables.decision(parts) == found["decision"]
+    assert decide.markdown(found["rule"]["parts"]) in page
+    assert decide.decision(found["rule"]["parts"]) == found["rule"]["decision"]
+
+
+def test_tables_go_between_marks(monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(tables, "PAGE", page)
+    page.write_text("a\n<!-- it -->\nold\n<!-- end of it -->\nb\n")
+    tables.put("it", "new")
+    assert page.read_text() == "a\n<!-- it -->\nnew\n<!-- end of it -->\nb\n"
+    with pytest.raises(SystemExit):
+        tables.put("another", "new")
 
 
 def test_students_distribution():
@@ -130,7 +164,7 @@ def test_students_distribution():
         assert abs(intervals.student(freedom) - quantile) < 1e-3
 
 
-@pytest.mark.parametrize("spread_of_models", [0, 0.5])
+@pytest.mark.parametrize("spread_of_models", [0, 0.15, 0.5])
 def test_intervals_hold_the_mean_as_often_as_they_say(spread_of_models):
     rng, held, draws = np.random.default_rng(0), 0, 1000
     for _ in range(draws):
@@ -152,24 +186,24 @@ def figure(gain, interval):
 
 
 def parts(gains):
-    """A summary in which candidates gain so much: {candidate: (few, its interval, at 20 %)}."""
+    """Figures in which candidates gain so much: {candidate: (few, its interval, at 20 %)}."""
     few = {name: {"together": figure(gain, wide)} for name, (gain, wide, _) in gains.items()}
     fifth = {name: {"0.2": figure(at, 0.01)} for name, (_, _, at) in gains.items()}
     return {"few": few, "all": fifth, "models": 3}
 
 
 def test_the_rule_for_the_default():
-    quarter, pooled = tables.CANDIDATES
+    quarter, pooled = decide.CANDIDATES
     wins, loses = (0.05, 0.02, 0.0), (0.05, 0.06, 0.0)
     both = {quarter: wins, pooled: (0.06, 0.02, 0.0)}
-    decided = tables.decision({"signs": parts(both), "pages": parts(both)})
+    decided = decide.decision({"signs": parts(both), "pages": parts(both)})
     assert decided["default below 20 %"] == pooled
     one = {quarter: wins, pooled: loses}
-    decided = tables.decision({"signs": parts(both), "pages": parts(one)})
+    decided = decide.decision({"signs": parts(both), "pages": parts(one)})
     assert decided["default below 20 %"] == quarter
     worse = {quarter: (0.05, 0.02, -0.02), pooled: loses}
-    decided = tables.decision({"signs": parts(both), "pages": parts(worse)})
-    assert decided["default below 20 %"] == tables.DEFAULT
+    decided = decide.decision({"signs": parts(both), "pages": parts(worse)})
+    assert decided["default below 20 %"] == decide.DEFAULT
     two = {**parts(both), "models": 2}
-    assert tables.decision({"signs": parts(both), "pages": two})["default below 20 %"] is None
-    assert tables.decision({"signs": parts(both)})["default below 20 %"] is None
+    assert decide.decision({"signs": parts(both), "pages": two})["default below 20 %"] is None
+    assert decide.decision({"signs": parts(both)})["default below 20 %"] is None

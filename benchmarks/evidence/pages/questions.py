@@ -7,7 +7,6 @@ table a number stands; `large` asks for print that can be read in the full image
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,14 +26,12 @@ LONGEST = 9
 def ask_all(page: Page, kinds: Sequence[str] = KINDS) -> list[Question]:
     """Every question of these kinds that the page answers."""
     asked = []
-    texts = Counter(word.text for word in page.words)
     for word in page.words:
         if word.row_head is not None:
             text = f"which number stands right of {word.row_head} under {word.column_head} ?"
             asked.append(Question("cell", text, word.text))
-            if texts[word.text] == 1:
-                text = f"under which word stands {word.text} ?"
-                asked.append(Question("place", text, word.column_head))
+            text = f"under which word stands {word.text} ?"
+            asked.append(Question("place", text, word.column_head))
         if word.before is not None:
             text = f"which word stands right of {word.before} ?"
             asked.append(Question("word", text, word.text))

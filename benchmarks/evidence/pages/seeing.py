@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 1 on pages: teaches the tower to read, by what its CLS token can tell about a tile.
 
-From the CLS token alone, linear heads have to say which words stand in a tile, after every layer;
-so its attention has to fall on print, at the initial layer and at the feature layer. Heads on the
-patches of the feature layer say which word each shows, what stands before it or at the head of its
-row and column, and what kind of block it belongs to. One after the second layer says which letters
-a patch shows, and one halfway which word, so that words are read within minutes. In full images
-only headings and stamps are asked for.
+From the CLS token alone, linear heads have to say which words stand in a tile, and how much of each
+quarter of it is print, after every layer; so its attention has to fall on print, at the initial
+layer and at the feature layer. Heads on the patches of the feature layer say which word each shows,
+what stands before it or at the head of its row and column, and what kind of block it belongs to.
+One after the second layer says which letters a patch shows, and one halfway which word, so that
+words are read within minutes. Full images are asked the same, except that of words only headings
+and stamps are, which can be read there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..tiles import layout_of, partitions
 from . import fonts
 from .pictures import paint
 from .questions import ANSWERS
-from .typesetting import BLOCKS, PRINTED, SIDE, TILE, Page, Word, draw_page
+from .typesetting import BLOCKS, LARGE, PRINTED, SIDE, TILE, Page, Word, draw_page
 
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
@@ -37,11 +38,12 @@ _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 class Batch:
     """Partitions (P, 3, TILE, TILE) and what they show.
 
-    words (P, T): the word that a patch shows, or NOTHING, or -1 where it is not asked. before,
+    words (P, T): the word that a patch shows, or NOTHING, or -1 where it is not asked; in full
+    images of large print only. before,
     row_head, column_head, blocks (P, T): of that word the one before it, the heads of its row and
     column, and its block; -1 where there is none. letters (P, T, LETTERS): 0 or 1; -1 in full
     images. present (P, PRINTED): 0 or 1; of full images, where only large print can be read, -1 for
-    all else.
+    all else. printed (P, 4): the share of each quarter's patches that show words.
     """
 
     pixels: Tensor
@@ -52,6 +54,7 @@ class Batch:
     blocks: Tensor
     letters: Tensor
     present: Tensor
+    printed: Tensor
 
 
 class Heads(nn.Module):
@@ -59,7 +62,7 @@ class Heads(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.cls = nn.ModuleList(head(network.D, NOTHING) for _ in range(network.layers))
+        self.cls = nn.ModuleList(head(network.D, NOTHING + 4) for _ in range(network.layers))
         self.letters = head(network.D, len(LETTERS))
         self.early = head(network.D, NOTHING + 1)
         outputs = dict.fromkeys(("words", "before", "row_head", "column_head"), NOTHING)
@@ -85,13 +88,16 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
     letters = np.zeros((*shape, len(LETTERS)), dtype=np.float32)
     letters[:, 0] = -1
     present = np.zeros((*shape[:2], NOTHING), dtype=np.float32)
-    present[:, 0] = -1
+    printed = np.zeros(shape, dtype=np.float32)
     for b, page in enumerate(pages):
         for word in page.words:
             number = PRINTED.index(word.text)
-            for row, col, share in _cells(word):
-                at = (b, *_patch(page, row, col))
-                present[b, at[1], number] = 1
+            for p, t, share in _seen(page, word):
+                at = (b, p, t)
+                printed[at] = max(printed[at], share >= _INK)
+                if p == 0 and word.block not in LARGE:
+                    continue
+                present[b, p, number] = 1
                 if share < _INK:
                     words[at] = -1 if words[at] == NOTHING else words[at]
                     continue
@@ -101,11 +107,11 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
                     labels[at] = PRINTED.index(other) if other else -1
             for letter, row, col in _letters(word):
                 letters[(b, *_patch(page, row, col))][LETTERS.index(letter)] = 1
-        large = {word.text for word in page.words if word.block in ("heading", "stamp")}
-        small = {word.text for word in page.words} - large
-        for text in PRINTED:
-            present[b, 0, PRINTED.index(text)] = -1 if text in small else float(text in large)
-    labels = (words, *related.values(), blocks, letters, present)
+            if word.block not in LARGE:
+                present[b, 0, number] = -1
+    half = SIDE // 2
+    quarters = printed.reshape(*shape[:2], 2, half, 2, half).mean(axis=(3, 5))
+    labels = (words, *related.values(), blocks, letters, present, quarters.reshape(*shape[:2], 4))
     return Batch(pixels.flatten(0, 1), *(torch.from_numpy(each).flatten(0, 1) for each in labels))
 
 
@@ -116,7 +122,7 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
     features, told = len(heads.cls) - 2, {}
     seen = states[features + 1][:, 1:].float()
     total = torch.zeros((), device=seen.device)
-    large = (batch.blocks == BLOCKS.index("heading")) | (batch.blocks == BLOCKS.index("stamp"))
+    large = torch.isin(batch.blocks, batch.blocks.new_tensor([BLOCKS.index(b) for b in LARGE]))
     early = states[features // 2 + 1][:, 1:].float()
     for name, read, tokens in [
         ("words", heads.early, early),
@@ -139,17 +145,20 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
         cls = states[number + 1][:, 0].float()
         if number == len(heads.cls) - 1:
             cls = tower.post_layernorm(cls)
-        logits, asked = read(cls), batch.present >= 0
+        (logits, quarters), asked = read(cls).split((NOTHING, 4), dim=1), batch.present >= 0
         part = functional.binary_cross_entropy_with_logits(logits[asked], batch.present[asked])
+        part = part + functional.binary_cross_entropy_with_logits(quarters, batch.printed)
         total = total + 5 * weight_on_cls(number, features) * part
         if number in (0, features):
             told[f"there {number}"] = (logits[batch.present == 1] > 0).float().mean().item()
+            off = (quarters.sigmoid() - batch.printed).abs()
+            told[f"off {number}"] = off.mean().item()
     return total, told
 
 
 def shown(pages: list[Page]) -> Shown:
     """A patch is about its own word, the one before it, the heads of its row and column, and about
-    its block; full images are not asked."""
+    its block; full images are asked where they show large print."""
     layout = layout_of(pages[0].height, pages[0].width, TILE)
     about = torch.zeros(len(pages), layout.partitions, SIDE * SIDE, len(ANSWERS))
     about[:, 0] = -1
@@ -158,9 +167,9 @@ def shown(pages: list[Page]) -> Shown:
         for word in page.words:
             words = [word.text, word.block, word.before, word.row_head, word.column_head]
             numbers = [ANSWERS.index(text) for text in words if text]
-            for row, col, share in _cells(word):
-                if share >= _INK:
-                    at = (b, *_patch(page, row, col))
+            for p, t, share in _seen(page, word):
+                if share >= _INK and (p or word.block in LARGE):
+                    at = (b, p, t)
                     about[at] = 0  # another word's corner may be there
                     about[at][numbers] = 1
                     own[at] = numbers[0]
@@ -174,11 +183,20 @@ def _patch(page: Page, row: int, col: int) -> tuple[int, int]:
     return 1 + row // SIDE * layout.grid[1] + col // SIDE, row % SIDE * SIDE + col % SIDE
 
 
-def _cells(word: Word) -> list[tuple[int, int, float]]:
-    """Which patches of the page a word covers: (row, col, share of its ink)."""
+def _seen(page: Page, word: Word) -> list[tuple[int, int, float]]:
+    """Where a word is to be seen, in its sub-image and in the full image: (partition, patch, share
+    of its ink)."""
+    there = [(*_patch(page, row, col), share) for row, col, share in _cells(word, 1.0, 1.0)]
+    full = _cells(word, TILE / page.height, TILE / page.width)
+    return there + [(0, row * SIDE + col, share) for row, col, share in full]
+
+
+def _cells(word: Word, high: float, wide: float) -> list[tuple[int, int, float]]:
+    """Which patches a word covers if its page is so many times as high and wide: (row, col, share
+    of its ink)."""
     ink = word.ink
-    rows = (word.top + np.arange(ink.shape[0])) // PATCH
-    cols = (word.left + np.arange(ink.shape[1])) // PATCH
+    rows = ((word.top + np.arange(ink.shape[0]) + 0.5) * high // PATCH).astype(int)
+    cols = ((word.left + np.arange(ink.shape[1]) + 0.5) * wide // PATCH).astype(int)
     shares = [
         (int(row), int(col), float(ink[rows == row][:, cols == col].sum() / ink.sum()))
         for row in range(rows[0], rows[-1] + 1)

@@ -4,8 +4,7 @@
 A page is divided by the borders of its tiles, so that no word is cut in two. In each part blocks
 stand one above the other: a heading, paragraphs of a few words a line, tables with a word at the
 head of each row and column and numbers in their cells, a stamp set askew. A line of print is a row
-of patches high and a word begins at a patch, a few pixels off. No word stands twice on a page; a
-number does only where there are more cells than numbers.
+of patches high and a word begins at a patch, a few pixels off. Nothing stands twice on a page.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ NOUNS = tuple(
 NUMBERS = tuple("13 17 20 24 28 31 35 39 42 46 50 53 57 61 64 68 72 79 86 95".split())  # noqa: SIM905
 PRINTED = (*NOUNS, *NUMBERS)
 BLOCKS = ("heading", "paragraph", "table", "stamp")
+LARGE = ("heading", "stamp")  # what can be read in the full image, too
 _SHIFT = 2  # pixels that a word may begin off its patch
 _BODY = ("sans", "serif", "round")
 
@@ -193,7 +193,6 @@ class _Setter:
             name = self.nouns.pop()
             self._set("table", name, row, cols[0], part.slot, **how)
             for head, col in zip(heads, cols[1:], strict=True):
-                self.numbers = self.numbers or self._shuffled(NUMBERS)  # more cells than numbers
                 number = self.numbers.pop()
                 self._set(
                     "table", number, row, col, part.slot, row_head=name, column_head=head, **how
