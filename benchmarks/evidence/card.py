@@ -24,7 +24,7 @@ HELD_OUT_SEED, HELD_OUT = 99, 400  # about so many pictures, which nothing else 
 DEMO_SEED = 11  # chosen for four signs, and a first question that the model answers right
 _DATA = {
     "signs": "grey, cluttered pictures of 112 to 336 pixels a side with 1 to 6 coloured shapes, a digit of 5 x 7 pixels beside each; questions for digit, colour, shape and count",
-    "pages": "pages of print of 168 to 336 pixels a side with headings, paragraphs, tables and stamps, 60 words and 20 numbers in four fonts of 12 to 20 pixels; questions for the word to the right of another, for a table's cell, for the column in which a number stands, and for what is printed large",
+    "pages": "pages of print of 168 to 336 pixels a side with headings, paragraphs, tables and stamps, 60 words and 20 numbers in four fonts of 12 to 25 pixels; questions for the word to the right of another, for a table's cell, for the column in which a number stands, and for what is printed large",
 }
 _LESSONS = {
     "signs": "CLS has to tell what is in a tile, after every layer; the feature layer's patches what they show and what stands beside",

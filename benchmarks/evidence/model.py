@@ -67,10 +67,15 @@ def build(subject: Subject, seed: int, size: str = "small") -> LlavaNextForCondi
             vision_feature_select_strategy="default",
         )
     )
-    _place(model.model.vision_tower.embeddings.position_embedding.weight, subject.side)
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    _place(positions, subject.side, subject.fastest, subject.loud)
     generator = torch.Generator().manual_seed(seed)
     for part in (model.model.multi_modal_projector, model.model.language_model):
         _spread(part, generator)
+    if subject.alike:
+        for part in (model.model.vision_tower.encoder, model.model.language_model):
+            for layer in part.layers:
+                _match(layer.self_attn, generator)
     return model
 
 
@@ -88,16 +93,26 @@ def _spread(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _place(positions: torch.Tensor, side: int) -> None:
-    """Positions to begin with: CLS, then sines and cosines of row and column, as loud as a patch.
+def _match(attention: torch.nn.Module, generator: torch.Generator) -> None:
+    """Keys made as queries are: a token begins by attending to those that stand near it or show the
+    same (Trockman and Kolter, arXiv 2305.09828)."""
+    _spread(attention.q_proj, generator)
+    attention.q_proj.weight.mul_(0.6)
+    attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+
+@torch.no_grad()
+def _place(positions: torch.Tensor, side: int, fastest: float, loud: float) -> None:
+    """Positions to begin with: CLS, then `loud` sines and cosines of row and column, of up to
+    `fastest` radians a patch.
 
     Noise a twentieth as loud, CLIP's own beginning, takes long to say what stands beside what.
     """
-    rates = torch.logspace(0, -1.5, positions.shape[1] // 4)
+    rates = fastest * torch.logspace(0, -1.5, positions.shape[1] // 4)
     row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [at.reshape(-1, 1) * rates for at in (row, col)]
     waves = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    positions[1:] = waves / 2
+    positions[1:] = loud * waves
 
 
 def build_processor(subject: Subject) -> LlavaNextProcessor:

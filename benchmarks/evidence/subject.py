@@ -97,7 +97,9 @@ class Subject:
 
     tile: pixels a side. sizes: how often of a hundred training pictures; asked_sizes: the same of
     the evaluation's. answers: what a patch can be about; words: the vocabulary, these among them;
-    longest: words of the longest question.
+    longest: words of the longest question. fastest: radians a patch of the quickest wave among the
+    positions that a tower begins with; near pi they tell a patch from its neighbour. alike: whether
+    queries and keys begin alike.
 
     draw_scene, paint: scenes of one size, and their pictures (B, height, width, 3) uint8. draw_few:
     scenes with little to see. ask: so many questions of each kind
@@ -126,6 +128,9 @@ class Subject:
     networks: Mapping[str, Network]
     tower_stage: Stage
     answer_stage: Stage
+    fastest: float = 1.0
+    loud: float = 0.5
+    alike: bool = False
 
     @property
     def side(self) -> int:

@@ -29,8 +29,10 @@ from .typesetting import BLOCKS, LARGE, PRINTED, SIDE, TILE, Page, Word, draw_pa
 
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
+_RELATED = ("before", "row_head", "column_head")
 # Of the loss on patches.
 _SHARES = {"words": 3.0, "before": 4.0, "row_head": 4.0, "column_head": 2.0, "blocks": 0.5}
+_READ = 0.85  # of small words: before so many are read, nothing is asked about their neighbours
 _INK = 0.12  # of a word's ink: a patch with less is not asked what it shows
 
 
@@ -65,7 +67,7 @@ class Heads(nn.Module):
         self.cls = nn.ModuleList(head(network.D, NOTHING + 4) for _ in range(network.layers))
         self.letters = head(network.D, len(LETTERS))
         self.early = head(network.D, NOTHING + 1)
-        outputs = dict.fromkeys(("words", "before", "row_head", "column_head"), NOTHING)
+        outputs = dict.fromkeys(("words", *_RELATED), NOTHING)
         outputs |= {"words": NOTHING + 1, "blocks": len(BLOCKS)}
         self.patches = nn.ModuleDict(
             {name: head(network.D, count) for name, count in outputs.items()}
@@ -83,7 +85,7 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
     shape = (*pixels.shape[:2], SIDE * SIDE)
     words = np.full(shape, NOTHING)
     words[:, 0] = -1
-    related = {name: np.full(shape, -1) for name in ("before", "row_head", "column_head")}
+    related = {name: np.full(shape, -1) for name in _RELATED}
     blocks = np.full(shape, -1)
     letters = np.zeros((*shape, len(LETTERS)), dtype=np.float32)
     letters[:, 0] = -1
@@ -135,9 +137,12 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
         if name == "words":
             weight[labels == NOTHING] = 0.03
         part = functional.cross_entropy(logits, labels, reduction="none")
-        total = total + _SHARES[name] * (part * weight).sum() / weight.sum()
-        printed = labels != NOTHING
-        told[name] = (logits.argmax(dim=1) == labels)[printed].float().mean().item()
+        right, printed = logits.argmax(dim=1) == labels, labels != NOTHING
+        told[name] = right[printed].float().mean().item()
+        if name == "words":
+            reading = right[printed & ~large[asked]].float().mean().item()
+        if name not in _RELATED or reading > _READ:
+            total = total + _SHARES[name] * (part * weight).sum() / weight.sum()
     asked = batch.letters[..., 0] >= 0
     logits = heads.letters(states[2][:, 1:].float()[asked])
     total = total + 20 * functional.binary_cross_entropy_with_logits(logits, batch.letters[asked])

@@ -136,6 +136,8 @@ class _Setter:
             blocks, heights = blocks[:-1], heights[:-1]
         spare = part.bottom - part.top - sum(heights)
         cuts = np.sort(self.rng.integers(0, spare + 1, len(blocks)))
+        if blocks and blocks[0] == "heading":
+            cuts[0] -= cuts[0] % 2  # so its line is a row of patches in the full image, too
         row, before = part.top, 0
         for block, height, cut in zip(blocks, heights, cuts.tolist(), strict=True):
             self._leave(part, row, row + cut - before)
@@ -168,8 +170,8 @@ class _Setter:
 
     def _heading(self, part: Part) -> None:
         face = ("sans bold", "serif")[self.rng.integers(2)]
-        col = part.left + int(self.rng.integers(0, part.right - part.left - 4))
-        self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=20, rows=2)
+        col = part.left + 2 * int(self.rng.integers(0, (part.right - part.left - 5) // 2 + 1))
+        self._set("heading", self.nouns.pop(), part.top, col, 5, face=face, size=25, rows=2)
 
     def _paragraph(self, part: Part) -> None:
         face, size = _BODY[self.rng.integers(len(_BODY))], int(self.rng.integers(12, 14))
@@ -206,7 +208,7 @@ class _Setter:
             )
 
     def _stamp(self, part: Part) -> None:
-        how = {"face": "sans bold", "size": 16, "degrees": (-8, 8)[self.rng.integers(2)]}
+        how = {"face": "sans bold", "size": 22, "degrees": (-8, 8)[self.rng.integers(2)]}
         col = part.left + int(self.rng.integers(0, part.right - part.left - 5))
         self._set("stamp", self.nouns.pop(), part.top, col, 6, rows=4, **how)
 
