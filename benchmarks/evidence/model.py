@@ -73,9 +73,10 @@ def build(subject: Subject, seed: int, size: str = "small") -> LlavaNextForCondi
     for part in (model.model.multi_modal_projector, model.model.language_model):
         _spread(part, generator)
     if subject.alike:
-        for part in (model.model.vision_tower.encoder, model.model.language_model):
-            for layer in part.layers:
-                _match(layer.self_attn, generator)
+        for layer in model.model.vision_tower.encoder.layers:
+            _match(layer.self_attn, generator, 0.6)
+        for layer in model.model.language_model.layers:
+            _match(layer.self_attn, generator, 1.0)
     return model
 
 
@@ -93,11 +94,11 @@ def _spread(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _match(attention: torch.nn.Module, generator: torch.Generator) -> None:
+def _match(attention: torch.nn.Module, generator: torch.Generator, scale: float) -> None:
     """Keys made as queries are: a token begins by attending to those that stand near it or show the
     same (Trockman and Kolter, arXiv 2305.09828)."""
     _spread(attention.q_proj, generator)
-    attention.q_proj.weight.mul_(0.6)
+    attention.q_proj.weight.mul_(scale)
     attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 

@@ -98,8 +98,9 @@ class Subject:
     tile: pixels a side. sizes: how often of a hundred training pictures; asked_sizes: the same of
     the evaluation's. answers: what a patch can be about; words: the vocabulary, these among them;
     longest: words of the longest question. fastest: radians a patch of the quickest wave among the
-    positions that a tower begins with; near pi they tell a patch from its neighbour. alike: whether
-    queries and keys begin alike.
+    positions that a tower begins with; near pi they tell a patch from its neighbour. loud: their
+    amplitude. alike: whether queries and keys begin alike, and a patch is brought to the embeddings
+    of its words by their cosine, so that a word of a question attends to its patches.
 
     draw_scene, paint: scenes of one size, and their pictures (B, height, width, 3) uint8. draw_few:
     scenes with little to see. ask: so many questions of each kind
