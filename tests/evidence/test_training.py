@@ -11,6 +11,7 @@ import torch
 train = pytest.importorskip("benchmarks.evidence.train", reason="needs benchmarks/")
 from benchmarks.evidence import answering, card  # noqa: E402
 from benchmarks.evidence import model as small  # noqa: E402
+from benchmarks.evidence.pages import seeing  # noqa: E402
 from benchmarks.evidence.subject import moved  # noqa: E402
 from benchmarks.evidence.subjects import SUBJECTS  # noqa: E402
 
@@ -54,7 +55,8 @@ def test_a_run_that_was_stopped_goes_on(monkeypatch, tmp_path, stopped):
 
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_both_stages_teach_every_weight(name, size):
+def test_both_stages_teach_every_weight(monkeypatch, name, size):
+    monkeypatch.setattr(seeing, "_READ", -1.0)  # as when words are read
     subject = SUBJECTS[name]
     model = small.build(subject, 0, size)
     tower, heads = model.model.vision_tower, subject.heads(subject.networks[size])
@@ -77,6 +79,27 @@ def test_both_stages_teach_every_weight(name, size):
     ]
     rest += model.model.language_model.named_parameters()
     assert [key for key, weight in rest if weight.grad is None or not weight.grad.any()] == []
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_neighbours_are_asked_for_once_words_are_read(monkeypatch, read):
+    monkeypatch.setattr(seeing, "_READ", -1.0 if read else 1.0)
+    subject = SUBJECTS["pages"]
+    model = small.build(subject, 0)
+    heads = subject.heads(subject.networks["small"])
+    batch = subject.draw_lesson(np.random.default_rng(0), (336, 336), 2)
+    subject.lesson(model.model.vision_tower, heads, batch)[0].backward()
+    asked = [name for name, part in heads.patches.items() if part[1].weight.grad is not None]
+    others = ["before", "row_head", "column_head"] if read else []
+    assert sorted(asked) == sorted(["words", "blocks", *others])
+
+
+def test_keys_begin_as_queries_where_the_subject_says_so():
+    for subject in SUBJECTS.values():
+        model = small.build(subject, 0).model
+        for layer in (*model.vision_tower.encoder.layers, *model.language_model.layers):
+            alike = torch.equal(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
+            assert alike == subject.alike
 
 
 def test_short_prompts_have_all_that_shows_something():

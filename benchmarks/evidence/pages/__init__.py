@@ -32,11 +32,12 @@ SUBJECT = Subject(
         "small": Network(D=160, heads=5, layers=6, text_D=160, text_layers=3),
         "large": LARGE,
     },
-    tower_stage=Stage(steps=2600, pictures=4, warm=100),
-    # `word` and `place` were at 94 and 89 % by step 1,575 of 2,600, seed 2. `cell`, which takes a row
-    # and a column, had just come from 5 to 18 % when the long prompts began at 1,600, and fell back.
+    tower_stage=Stage(steps=3200, pictures=4, warm=100),
+    # `cell`, for which a row and a column are needed, comes last. Of 3,400 steps with 2,200 short
+    # ones, seed 2, it was at 15 % after 1,675 and at 33 % after 2,200; `word` and `place` were at
+    # 95 and 91 %.
     answer_stage=Stage(
-        steps=3400, pictures=4, short=2200, few=900, questions=8, others=16, naming=5.0
+        steps=3800, pictures=4, short=2800, few=900, questions=8, others=16, naming=5.0
     ),
     # With what signs begin with, heads for a word's neighbours took the right column and any line:
     # `before` stood at 42 % from step 2,300 to 3,600 of 3,600, seed 2. Positions had shrunk to 2 %
