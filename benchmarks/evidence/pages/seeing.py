@@ -25,7 +25,7 @@ from ..tiles import layout_of, partitions
 from . import fonts
 from .pictures import paint
 from .questions import ANSWERS
-from .typesetting import BLOCKS, LARGE, PRINTED, SIDE, TILE, Page, Word, draw_page
+from .typesetting import BLOCKS, LARGE_PRINT, PRINTED, SIDE, TILE, Page, Word, draw_page
 
 NOTHING = len(PRINTED)
 LETTERS = sorted(set("".join(PRINTED)))
@@ -41,11 +41,11 @@ class Batch:
     """Partitions (P, 3, TILE, TILE) and what they show.
 
     words (P, T): the word that a patch shows, or NOTHING, or -1 where it is not asked; in full
-    images of large print only. before,
-    row_head, column_head, blocks (P, T): of that word the one before it, the heads of its row and
-    column, and its block; -1 where there is none. letters (P, T, LETTERS): 0 or 1; -1 in full
-    images. present (P, PRINTED): 0 or 1; of full images, where only large print can be read, -1 for
-    all else. printed (P, 4): the share of each quarter's patches that show words.
+    images of large print only. before, row_head, column_head, blocks (P, T): of that word the one
+    before it, the heads of its row and column, and its block; -1 where there is none. letters
+    (P, T, LETTERS): 0 or 1; -1 in full images. present (P, PRINTED): 0 or 1; of full images, where
+    only large print can be read, -1 for all else. printed (P, 4): the share of each quarter's
+    patches that show words.
     """
 
     pixels: Tensor
@@ -95,9 +95,9 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
         for word in page.words:
             number = PRINTED.index(word.text)
             for p, t, share in _seen(page, word):
-                at = (b, p, t)
+                at = b, p, t
                 printed[at] = max(printed[at], share >= _INK)
-                if p == 0 and word.block not in LARGE:
+                if p == 0 and word.block not in LARGE_PRINT:
                     continue
                 present[b, p, number] = 1
                 if share < _INK:
@@ -109,7 +109,7 @@ def label(pages: list[Page], pixels: Tensor) -> Batch:
                     labels[at] = PRINTED.index(other) if other else -1
             for letter, row, col in _letters(word):
                 letters[(b, *_patch(page, row, col))][LETTERS.index(letter)] = 1
-            if word.block not in LARGE:
+            if word.block not in LARGE_PRINT:
                 present[b, 0, number] = -1
     half = SIDE // 2
     quarters = printed.reshape(*shape[:2], 2, half, 2, half).mean(axis=(3, 5))
@@ -124,7 +124,8 @@ def loss(tower: nn.Module, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str
     features, told = len(heads.cls) - 2, {}
     seen = states[features + 1][:, 1:].float()
     total = torch.zeros((), device=seen.device)
-    large = torch.isin(batch.blocks, batch.blocks.new_tensor([BLOCKS.index(b) for b in LARGE]))
+    numbers = [BLOCKS.index(block) for block in LARGE_PRINT]
+    large = torch.isin(batch.blocks, batch.blocks.new_tensor(numbers))
     early = states[features // 2 + 1][:, 1:].float()
     for name, read, tokens in [
         ("words", heads.early, early),
@@ -173,8 +174,8 @@ def shown(pages: list[Page]) -> Shown:
             words = [word.text, word.block, word.before, word.row_head, word.column_head]
             numbers = [ANSWERS.index(text) for text in words if text]
             for p, t, share in _seen(page, word):
-                if share >= _INK and (p or word.block in LARGE):
-                    at = (b, p, t)
+                if share >= _INK and (p or word.block in LARGE_PRINT):
+                    at = b, p, t
                     about[at] = 0  # another word's corner may be there
                     about[at][numbers] = 1
                     own[at] = numbers[0]

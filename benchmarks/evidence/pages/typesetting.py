@@ -34,7 +34,7 @@ NOUNS = tuple(
 NUMBERS = tuple("13 17 20 24 28 31 35 39 42 46 50 53 57 61 64 68 72 79 86 95".split())  # noqa: SIM905
 PRINTED = (*NOUNS, *NUMBERS)
 BLOCKS = ("heading", "paragraph", "table", "stamp")
-LARGE = ("heading", "stamp")  # what can be read in the full image, too
+LARGE_PRINT = ("heading", "stamp")  # what can be read in the full image, too
 _SHIFT = 2  # pixels that a word may begin off its patch
 _BODY = ("sans", "serif", "round")
 
